@@ -1,0 +1,392 @@
+"""The HTTP calls to Anchor's sessions API, and what each answer means.
+
+Knows Anchor; knows neither pytest nor the registry. Facts come from Anchor's public
+OpenAPI description of ``/v1/sessions`` unless a comment says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import ssl
+import time
+from contextvars import ContextVar
+from http.cookiejar import DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import ConnectTimeoutError, InvalidHeader, MaxRetryError, NewConnectionError, ResponseError
+from urllib3.util.retry import Retry
+
+from .errors import AnchorAPIError, AnchorLostCreateError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+KEY_HEADER = "anchor-api-key"
+
+CONNECT_TIMEOUT = 10.0  # seconds
+CREATE_TIMEOUT = 120.0  # seconds; the call blocks until the browser is ready
+CALL_TIMEOUT = 15.0  # seconds, for ending and listing
+
+MAX_ANSWER = 1 << 20  # bytes
+MAX_LIST = 64 << 20  # bytes; a session takes about 300 in a list
+MAX_RETRY_AFTER = 30.0  # seconds; a server that asks for more is asked again sooner
+
+# A creation that these answer did not take place. 408 may come after the effect.
+_DEFINITE_REFUSALS = frozenset(range(400, 500)) - {408}
+# The one word for a session's end that is known. Any other counts as alive: ending twice is harmless.
+_OVER = "completed"
+
+_SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+_REMEDIES = {
+    400: "Check the keywords given to the factory, anchor_session_defaults and the anchor marker.",
+    401: "The API refuses the key: check ANCHORBROWSER_API_KEY.",
+    402: "The account has no credits left: top it up, or run with --anchor-local.",
+    403: "The key may not do this, or the project's cost limit is reached: check Anchor's dashboard.",
+    404: "Check the base URL (ANCHORBROWSER_BASE_URL, --anchor-base-url).",
+    429: "The plan's limit is reached: run fewer workers, or end sessions that are not needed.",
+}
+_SERVER_REMEDY = "The trouble is at the API's side: try again, and tell Anchor's support if it lasts."
+_ANSWER_REMEDY = "This is no answer of Anchor's API: check the base URL and any proxy between."
+_NO_ANSWER_REMEDY = "Check the network and the base URL (ANCHORBROWSER_BASE_URL, --anchor-base-url)."
+
+
+class Created(NamedTuple):
+    """What the API answers to a creation."""
+
+    id: str
+    cdp_url: str
+    live_view_url: str
+
+
+class Listed(NamedTuple):
+    """A session in the API's list."""
+
+    id: str
+    status: str
+    tags: tuple[str, ...]
+
+    @property
+    def alive(self) -> bool:
+        """Whether the session may still run; a status is a hint, and an unknown one counts as alive."""
+        return self.status != _OVER
+
+
+class Ended(NamedTuple):
+    """A session that is confirmed to be over."""
+
+    already: bool  # it was over before it was asked to end
+    note: str = ""
+
+
+def is_session_id(value: object) -> bool:
+    """Whether *value* may become part of a URL.
+
+    ``DELETE /v1/sessions/all`` ends every session of the account, so nothing that could be
+    read as ``all`` or as another path ever gets that far.
+    """
+    return isinstance(value, str) and bool(_SESSION_ID.fullmatch(value)) and value.lower() != "all"
+
+
+class _KeyAuth(requests.auth.AuthBase):
+    """Adds the key header last, so that no object with a telling ``repr`` carries it.
+
+    An explicit auth also keeps requests from looking into a ``.netrc``.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers[KEY_HEADER] = self._key
+        return request
+
+
+class _Call:
+    """What urllib3's retries have to know, and to tell, of the call under way in this context."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.tries = 1
+
+
+_call: ContextVar[_Call] = ContextVar("call")
+
+
+class _Retry(Retry):
+    """urllib3's retries, which do not sleep past a deadline and do not trust ``Retry-After``."""
+
+    def get_retry_after(self, response: Any) -> float | None:
+        try:
+            seconds = super().get_retry_after(response)
+        except (InvalidHeader, ValueError, OverflowError):
+            return None
+        return None if seconds is None else min(seconds, MAX_RETRY_AFTER)
+
+    def increment(self, method: Any = None, url: Any = None, response: Any = None, *args: Any, **kwargs: Any) -> _Retry:
+        retry = super().increment(method, url, response, *args, **kwargs)
+        wait = (response is not None and self.get_retry_after(response)) or retry.get_backoff_time()
+        call = _call.get()
+        if time.monotonic() + wait >= call.deadline:
+            raise MaxRetryError(kwargs["_pool"], url, kwargs.get("error") or ResponseError("out of time"))
+        call.tries += 1
+        return retry
+
+
+_RETRY = _Retry(
+    total=3,
+    redirect=0,
+    status_forcelist=(429, 500, 502, 503, 504),
+    allowed_methods={"GET", "DELETE"},  # never POST: it may have created a session
+    backoff_factor=0.25,
+    backoff_max=10,
+    backoff_jitter=0.25,
+    raise_on_status=False,
+)
+
+
+class _Answer(NamedTuple):
+    status: int
+    body: bytes
+    data: Any  # the decoded JSON, or None
+    tries: int
+
+    def error(self, what: str, key: str) -> AnchorAPIError:
+        """Translate an answer that is not a success."""
+        error = self.data.get("error") if isinstance(self.data, dict) else None
+        code, message = (error.get("code", ""), error.get("message", "")) if isinstance(error, dict) else ("", error)
+        remedy = _REMEDIES.get(self.status, _SERVER_REMEDY if self.status >= 500 else _ANSWER_REMEDY)
+        if not message:
+            text = self.body[:200].decode("utf-8", "replace").strip()
+            message = f"not JSON: {text}" if text and self.data is None else text or "no reason given"
+        if 300 <= self.status < 400:
+            message = "a redirect, which is not followed because the key would go along"
+        return AnchorAPIError(
+            what,
+            status=self.status,
+            code=str(code).replace(key, "***"),
+            message=str(message).replace(key, "***"),
+            remedy=remedy,
+            tries=self.tries,
+        )
+
+
+class AnchorAPI:
+    """One account at one base URL. Safe to use from several threads, and after a fork.
+
+    :param base_url: without a trailing slash, already checked.
+    :param key: the API key; kept in memory and in the request header only.
+    """
+
+    def __init__(self, base_url: str, key: str) -> None:
+        self.base_url = base_url
+        self._auth = _KeyAuth(key)
+        self._key = key
+        self._http: tuple[requests.Session | None, int] = None, 0
+
+    def __repr__(self) -> str:
+        return f"<AnchorAPI {self.base_url}>"
+
+    def create(self, config: Mapping[str, Any]) -> Created:
+        """Create a session; blocks until its browser is ready.
+
+        :param config: the request's body: ``session``, ``browser``, ``integrations``, ``identities``.
+        :raises AnchorLostCreateError: a session may exist whose id is not known.
+        :raises AnchorAPIError: the API refused, or was not reached: there is no session.
+        """
+        __tracebackhide__ = True
+        what = "create a session"
+        answer = self._call("POST", "/v1/sessions", what, json=config, read=CREATE_TIMEOUT)
+        if answer.status in _DEFINITE_REFUSALS:
+            raise answer.error(what, self._key)
+        if not 200 <= answer.status < 300:
+            raise _lost(answer.error(what, self._key))
+        data = answer.data.get("data") if isinstance(answer.data, dict) else None
+        if not isinstance(data, dict) or "id" not in data:
+            raise _lost(answer.error(what, self._key), "an answer without an id")
+        if not is_session_id(data["id"]):
+            raise _lost(answer.error(what, self._key), f"a hostile id, {printable(repr(data['id']), 80)}")
+        urls = [url if isinstance(url := data.get(name), str) else "" for name in ("cdp_url", "live_view_url")]
+        return Created(data["id"], *urls)
+
+    def end(self, session_id: str, tag: str, *, deadline: float) -> Ended:
+        """End a session and say what is known of it afterwards.
+
+        The API answers 401 both to a bad key and to a session that is unknown or over; what it
+        answers to a session that is over is not documented at all. So everything but a clear
+        success is settled by one read, with the same key, of the sessions that carry *tag*.
+
+        :param tag: a tag that only this session carries.
+        :param deadline: ``time.monotonic()`` seconds after which nothing new is tried.
+        :raises AnchorAPIError: the session may still be running.
+        """
+        __tracebackhide__ = True
+        what = f"end session {session_id}"
+        if not is_session_id(session_id):
+            raise AnchorAPIError(
+                f"end session {printable(repr(session_id), 80)}",
+                message="this is no session id, and was not sent",
+                remedy="Look at the account's sessions in Anchor's dashboard.",
+            )
+        answer = self._call("DELETE", f"/v1/sessions/{session_id}", what, deadline=deadline)
+        success = 200 <= answer.status < 300
+        if success and (not answer.body or (isinstance(answer.data, dict) and "error" not in answer.data)):
+            return Ended(already=False)
+        if not success and answer.status not in (401, 404, 410):
+            raise answer.error(what, self._key)
+        try:
+            listed = [one for one in self.sessions_with_tag(tag, deadline=deadline) if one.id == session_id]
+        except AnchorAPIError as error:
+            error.what, error.tries = what, answer.tries
+            raise
+        if success and any(one.alive for one in listed):
+            raise answer.error(what, self._key)
+        note = f"the API lists it as {printable(listed[0].status, 40)!r}" if any(one.alive for one in listed) else ""
+        return Ended(already=True, note=note)
+
+    def sessions_with_tag(self, tag: str, *, deadline: float) -> list[Listed]:
+        """List the sessions that carry *tag*, whatever their state.
+
+        An item that does not itself show the tag is left out, even though it was filtered by it:
+        what is listed may be ended, and an API that ignored the filter would list strangers.
+
+        :raises AnchorAPIError: there is no usable list.
+        """
+        __tracebackhide__ = True
+        what = "list the run's sessions"
+        path = "/v1/sessions/all/status"
+        answer = self._call("GET", path, what, params={"tags": tag}, deadline=deadline, limit=MAX_LIST)
+        data = answer.data.get("data") if isinstance(answer.data, dict) else None
+        items = data.get("items") if isinstance(data, dict) else None
+        if answer.status != 200 or not isinstance(items, list):
+            raise answer.error(what, self._key)
+        return [
+            Listed(item["session_id"], str(item.get("status")), tuple(filter(lambda t: isinstance(t, str), tags)))
+            for item in items
+            if isinstance(item, dict)
+            and is_session_id(item.get("session_id"))
+            and isinstance(tags := item.get("tags"), list)
+            and tag in tags
+        ]
+
+    def _session(self) -> requests.Session:
+        # A connection that a forked child shared with its parent would mix up their answers.
+        http, pid = self._http
+        if http is None or pid != os.getpid():
+            http = requests.Session()
+            http.auth = self._auth
+            http.headers.update({"Accept": "application/json", "Accept-Encoding": "identity"})
+            http.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+            # To loopback goes no proxy: over plain HTTP it would read the key.
+            http.trust_env = urlsplit(self.base_url).scheme == "https"
+            for prefix in ("https://", "http://"):
+                http.mount(prefix, HTTPAdapter(pool_maxsize=64, max_retries=_RETRY))
+            self._http = http, os.getpid()
+        return http
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        what: str,
+        *,
+        read: float = CALL_TIMEOUT,
+        deadline: float = float("inf"),
+        limit: int = MAX_ANSWER,
+        **kwargs: Any,
+    ) -> _Answer:
+        __tracebackhide__ = True
+        left = max(0.05, deadline - time.monotonic())
+        call = _Call(deadline)
+        token = _call.set(call)
+        try:
+            with self._session().request(
+                method,
+                self.base_url + path,
+                timeout=(min(CONNECT_TIMEOUT, left), min(read, left)),
+                allow_redirects=False,
+                stream=True,
+                **kwargs,
+            ) as response:
+                body = _read(response, limit, min(deadline, time.monotonic() + read))
+                return _Answer(response.status_code, body, _json(body), call.tries)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, _UnusableError) as error:
+            failure = AnchorAPIError(
+                what,
+                message=_reason(error).replace(self._key, "***"),
+                remedy=_NO_ANSWER_REMEDY,
+                tries=call.tries,
+            )
+            if method == "POST" and not _never_sent(error):
+                failure = _lost(failure)
+        finally:
+            _call.reset(token)
+        # Raised out here, without the cause: its frames hold the request's headers, and with them the
+        # key, which `pytest --showlocals` would print.
+        raise failure
+
+
+class _UnusableError(Exception):
+    """An answer that is too long or too slow."""
+
+
+def _read(response: requests.Response, limit: int, deadline: float) -> bytes:
+    # read1 returns what has arrived: a server that trickles cannot hold a larger read for ever.
+    body = bytearray()
+    while chunk := response.raw.read1(65536):
+        body += chunk
+        if len(body) > limit:
+            raise _UnusableError(f"an answer of more than {limit} bytes")
+        if time.monotonic() > deadline:
+            raise _UnusableError("an answer that did not end in time")
+    return bytes(body)
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _lost(error: AnchorAPIError, message: str = "") -> AnchorLostCreateError:
+    return AnchorLostCreateError(
+        error.what,
+        status=error.status,
+        code=error.code,
+        message=message or error.message,
+        remedy="A session may exist all the same; the run looks for it by its tag and ends it.",
+    )
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what it wraps: requests and urllib3 put the reason in ``reason`` or in ``args``."""
+    chain: list[BaseException] = []
+    todo: list[object] = [error]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, BaseException) and item not in chain:
+            chain.append(item)
+            todo += [getattr(item, "reason", None), *item.args]
+    return chain
+
+
+def _never_sent(error: BaseException) -> bool:
+    """Whether the request surely did not reach the server: there was no connection to send it over."""
+    kinds = (NewConnectionError, ConnectTimeoutError, requests.exceptions.ProxyError, ssl.SSLCertVerificationError)
+    return any(isinstance(one, kinds) for one in _chain(error))
+
+
+def _reason(error: BaseException) -> str:
+    chain = _chain(error)
+    if any(isinstance(one, (requests.Timeout, urllib3.exceptions.TimeoutError)) for one in chain):
+        return "no answer in time"
+    # The innermost says what the system said; those around it repeat it with their object's address.
+    inner = next((one for one in reversed(chain) if isinstance(one, OSError) and one.strerror), chain[-1])
+    return (isinstance(inner, OSError) and inner.strerror) or str(inner) or type(inner).__name__

@@ -1,0 +1,96 @@
+"""What can go wrong, as sentences with a remedy.
+
+    AnchorError
+    ├── AnchorConfigError          a setting is missing or bad; nothing was sent
+    ├── AnchorRegistryError        the record on disk cannot be kept
+    └── AnchorAPIError             the API said no, said nonsense, or said nothing
+        └── AnchorLostCreateError  a creation whose outcome nobody knows
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """Return *text* fit for a terminal: control characters escaped, at most *limit* characters.
+
+    Whatever the API sends passes through here before a person sees it.
+    """
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class AnchorError(Exception):
+    """Base of every error that this plugin raises."""
+
+
+class AnchorConfigError(AnchorError):
+    """A setting is missing or cannot be used; no request was made."""
+
+
+class AnchorRegistryError(AnchorError):
+    """The registry cannot be written, read or trusted."""
+
+
+class AnchorAPIError(AnchorError):
+    """The API refused, failed, answered nonsense, or did not answer.
+
+    :param what: what was asked for, for example ``"create a session"``.
+    :param status: the HTTP status, or ``None`` where no usable answer came.
+    :param code: the API's own error code, ``""`` if it gave none.
+    :param message: the API's words, or what happened to the connection.
+    :param remedy: what the reader can do about it.
+    :param tries: how often it was asked, from 1.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        status: int | None = None,
+        code: str = "",
+        message: str = "",
+        remedy: str = "",
+        tries: int = 1,
+    ) -> None:
+        self.what = what
+        self.status = status
+        self.code = printable(code, 60)
+        self.message = printable(message)
+        self.remedy = remedy
+        self.tries = tries
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        text = f"could not {self.what}: {self.reason}"
+        return f"{text}. {self.remedy}" if self.remedy else text
+
+    @property
+    def reason(self) -> str:
+        """Status, code, the API's words and the number of tries, in one phrase."""
+        said = f"“{self.message}”" if self.status is not None and self.message else self.message
+        head = [] if self.status is None else [f"HTTP {self.status}"]
+        if self.code and self.code != str(self.status):
+            head.append(f"code {self.code}")
+        text = ": ".join(part for part in (" ".join(head), said) if part) or "no answer"
+        return f"{text} (tried {self.tries} times)" if self.tries > 1 else text
+
+    def fields(self) -> dict[str, Any]:
+        """All but *what* was asked for, as plain built-ins."""
+        return {name: getattr(self, name) for name in ("status", "code", "message", "remedy", "tries")}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments do not survive the default pickling of exceptions.
+        return _rebuild, (type(self), self.what, self.fields())
+
+
+class AnchorLostCreateError(AnchorAPIError):
+    """A creation without a usable answer: a session may exist whose id nobody knows.
+
+    The run looks for it by its tag and ends it.
+    """
+
+
+def _rebuild(cls: type[AnchorAPIError], what: str, fields: dict[str, Any]) -> AnchorAPIError:
+    return cls(what, **fields)

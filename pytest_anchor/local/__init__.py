@@ -1,0 +1,1 @@
+"""An Anchor API of one's own: real HTTP, real CDP, a local Chromium per session, no account."""

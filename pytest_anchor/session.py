@@ -1,0 +1,285 @@
+"""The handle of a session and the factory that makes it: intent, create, record, end."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .errors import AnchorAPIError, AnchorConfigError, AnchorError, AnchorLostCreateError, AnchorRegistryError
+from .settings import check_key
+from .tags import TAG, new_nonce, new_tag, run_tag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from .api import AnchorAPI
+    from .registry import Record, Run
+    from .settings import Settings
+
+KEYWORDS = ("session", "browser", "integrations", "identities")
+END_TIMEOUT = 30.0  # seconds for an end() that a test asks for itself, retries included
+
+
+class AnchorSession:
+    """A browser session in Anchor's cloud, from its creation until it is ended.
+
+    Use it as it is, or as a context manager that ends it.
+    """
+
+    def __init__(self, owner: Owner, record: Record, cdp_url: str, live_view_url: str) -> None:
+        self._owner = owner
+        self._record = record
+        self._lock = threading.RLock()
+        self._created_at = datetime.now(timezone.utc)
+        self._cdp_url = _SecretURL(cdp_url)
+        self._live_view_url = _SecretURL(live_view_url)
+
+    @property
+    def id(self) -> str:
+        """The session's id: letters, digits, ``-`` and ``_``."""
+        return str(self._record.id)
+
+    @property
+    def cdp_url(self) -> str:
+        """The WebSocket URL for the Chrome DevTools Protocol.
+
+        It contains the API key: its ``repr`` hides it, printing it does not.
+        """
+        return self._cdp_url
+
+    @property
+    def live_view_url(self) -> str:
+        """The URL at which a person can watch the session, ``""`` if there is none."""
+        return self._live_view_url
+
+    @property
+    def created_at(self) -> datetime:
+        """When the API's answer arrived, by this machine's clock, in UTC."""
+        return self._created_at
+
+    @property
+    def ended(self) -> bool:
+        """Whether the session is confirmed to be over."""
+        return self._record.state == "ended"
+
+    def end(self) -> None:
+        """End the session. Ending it again does nothing; teardown does it anyway.
+
+        :raises AnchorAPIError: it may still be running. It stays recorded, and teardown and the
+            final sweep try again.
+        """
+        __tracebackhide__ = True
+        with self._lock:
+            if self.ended:
+                return
+            error = self._owner.end([self], how="test", timeout=END_TIMEOUT).get(self)
+        if error is not None:
+            raise error.with_traceback(None)  # that of the thread that asked tells nothing
+
+    def __enter__(self) -> AnchorSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        __tracebackhide__ = True
+        try:
+            self.end()
+        except AnchorError:
+            if error is None:
+                raise
+
+    def __repr__(self) -> str:
+        return f"<AnchorSession {self.id} {'ended' if self.ended else 'open'}>"
+
+
+class _SecretURL(str):
+    """A URL with a key in it: pytest's ``--showlocals`` and assertions show the ``repr``."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(f"{self.partition('?')[0]}?…") if "?" in self else super().__repr__()
+
+
+class AnchorSessionFactory:
+    """Creates sessions that are ended when the factory's fixture is torn down.
+
+    Safe to call from several threads.
+    """
+
+    def __init__(self, owner: Owner, defaults: Mapping[str, Any], test: Callable[[], str]) -> None:
+        self._owner = owner
+        self._defaults = defaults
+        self._test = test
+        self._sessions: list[AnchorSession] = []
+
+    def __call__(
+        self,
+        *,
+        session: Mapping[str, Any] | None = None,
+        browser: Mapping[str, Any] | None = None,
+        integrations: list[Mapping[str, Any]] | None = None,
+        identities: list[Mapping[str, Any]] | None = None,
+        **unknown: NoReturn,
+    ) -> AnchorSession:
+        """Create a session; blocks until its browser is ready.
+
+        The keywords are those of Anchor's ``POST /v1/sessions`` and of the official SDK's
+        ``create_session``. They win over the ``anchor`` marker, and that over the fixture
+        ``anchor_session_defaults``; mappings merge deeply, ``tags`` are joined.
+
+        :raises TypeError: an unknown keyword, or a value that JSON has no form for.
+        :raises AnchorConfigError: there is no usable API key.
+        :raises AnchorRegistryError: the session could not be recorded, so there is none.
+        :raises AnchorLostCreateError: no usable answer came; a session may exist, and is looked for.
+        :raises AnchorAPIError: the API refused, or was not reached; there is no session.
+        """
+        __tracebackhide__ = True
+        check_keywords(unknown, "anchor_session()")
+        given = {"session": session, "browser": browser, "integrations": integrations, "identities": identities}
+        config = merge(self._defaults, {name: value for name, value in given.items() if value is not None})
+        handle = self._owner.create(config, self._test())
+        self._sessions.append(handle)
+        return handle
+
+    def __repr__(self) -> str:
+        return f"<AnchorSessionFactory {len(self._sessions)} created>"
+
+    def close(self, timeout: float) -> dict[AnchorSession, AnchorAPIError]:
+        """End what is left of the factory's sessions, several at once.
+
+        :param timeout: seconds for all together.
+        :returns: those that could not be ended; they stay recorded.
+        """
+        left = [session for session in self._sessions if not session.ended]
+        return self._owner.end(left, how="teardown", timeout=timeout) if left else {}
+
+
+class Owner:
+    """One process of a run that creates sessions. Nothing is opened before the first is asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._lock = threading.Lock()
+        self._opened: tuple[Run, AnchorAPI, dict[str, str]] | None = None
+
+    def open(self) -> tuple[Run, AnchorAPI, dict[str, str]]:
+        """The run's record, the API, and where a creation goes: base URL and the key's fingerprint.
+
+        :raises AnchorConfigError: there is no usable key, or no local backend.
+        :raises AnchorRegistryError: the registry cannot be used.
+        """
+        with self._lock:
+            if self._opened is None:
+                # Imported here: a run that creates no session does not pay for requests and filelock.
+                from .api import AnchorAPI
+                from .registry import Run
+
+                settings = self.settings
+                key = check_key(settings.api_key)
+                run = Run(settings.folder, settings.owner)
+                run.join()
+                base_url = settings.base_url
+                if settings.local:
+                    from .local.launch import local_base_url
+
+                    base_url = local_base_url(settings.folder, key, settings.chromium)
+                target = {"base_url": base_url, "fingerprint": fingerprint(key)}
+                self._opened = run, AnchorAPI(base_url, key), target
+            return self._opened
+
+    def create(self, config: Mapping[str, Any], test: str) -> AnchorSession:
+        """Record, create, record: see :class:`AnchorSessionFactory` for what is raised."""
+        __tracebackhide__ = True
+        from .registry import Record
+
+        run, api, target = self.open()
+        nonce = new_nonce(run.folder.name)
+        config = with_tags(config, [TAG, run_tag(self.settings.run_id), new_tag(nonce)])
+        json.dumps(config, allow_nan=False)
+        run.append("intent", nonce, owner=self.settings.owner, test=test, time=time.time(), **target)
+        try:
+            created = api.create(config)
+        except AnchorLostCreateError as error:
+            run.append("lost", nonce, time=time.time(), error=error.fields())
+            raise
+        except AnchorAPIError:
+            run.append("refused", nonce)
+            raise
+        record = Record(nonce, owner=self.settings.owner, test=test, id=created.id, state="open")
+        session = AnchorSession(self, record, created.cdp_url, created.live_view_url)
+        try:
+            run.append("created", nonce, id=created.id)
+        except AnchorRegistryError:
+            self.end([session], how="test", timeout=END_TIMEOUT)
+            raise
+        return session
+
+    def end(self, sessions: list[AnchorSession], *, how: str, timeout: float) -> dict[AnchorSession, AnchorAPIError]:
+        """End *sessions* within *timeout* seconds in all, and return those that failed."""
+        from .sweep import end_sessions
+
+        run, api, _ = self.open()
+        by_nonce = {session._record.nonce: session for session in sessions}  # noqa: SLF001 - its own class's half
+        records = [session._record for session in sessions]  # noqa: SLF001
+        failures = end_sessions(api, run, records, how=how, deadline=time.monotonic() + timeout)
+        return {by_nonce[nonce]: error for nonce, error in failures.items()}
+
+    @property
+    def secret(self) -> str | None:
+        """The API key once a session was asked for, for those who must keep it out of sight."""
+        return self.settings.api_key if self._opened else None
+
+    def close(self) -> None:
+        """Let go of the registry; what is open stays recorded."""
+        with self._lock:
+            if self._opened is not None:
+                self._opened[0].leave()
+                self._opened = None
+
+
+def fingerprint(key: str) -> str:
+    """What the registry keeps of a key: enough to recognise it, too little to use it."""
+    from hashlib import sha256
+
+    return sha256(b"pytest-anchor:" + key.encode()).hexdigest()[:16]
+
+
+def check_keywords(given: Mapping[str, Any], where: str) -> None:
+    """Refuse keywords that Anchor's API does not have.
+
+    :raises TypeError: with the valid ones.
+    """
+    if unknown := sorted(set(given) - set(KEYWORDS)):
+        raise TypeError(f"{where} got an unknown keyword {unknown[0]!r}; the valid ones are {', '.join(KEYWORDS)}")
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """*over* on top of *base*: mappings merge deeply, ``tags`` lists are joined, all else is replaced."""
+    merged = dict(base)
+    for name, value in over.items():
+        below = merged.get(name)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[name] = merge(below, value)
+        elif name == "tags" and isinstance(below, (list, tuple)) and isinstance(value, (list, tuple)):
+            merged[name] = list(dict.fromkeys([*below, *value]))
+        else:
+            merged[name] = value
+    return merged
+
+
+def with_tags(config: Mapping[str, Any], tags: list[str]) -> dict[str, Any]:
+    """*config* with *tags* added to the session's own.
+
+    :raises AnchorConfigError: ``session`` or its ``tags`` have no such form.
+    """
+    session = config.get("session", {})
+    if not isinstance(session, Mapping) or not isinstance(session.get("tags", []), (list, tuple)):
+        raise AnchorConfigError("'session' must be a mapping, and its 'tags' a list of strings")
+    return merge(config, {"session": {"tags": tags}})

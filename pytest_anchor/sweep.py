@@ -1,0 +1,184 @@
+"""Ends sessions: the one implementation, for teardown, the final sweep and the command line."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, Any
+
+from .errors import AnchorAPIError, AnchorRegistryError
+from .tags import new_tag, nonce_of, run_tag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .api import AnchorAPI
+    from .registry import Record, Run, State
+
+    Progress = Callable[[int, int], None]
+
+AT_ONCE = 16  # sessions that are ended at the same time
+
+LOST_GRACE = 10.0  # seconds after a creation was lost in which it may still turn up in the API's list
+_PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0)  # seconds between the rounds of a sweep; the last repeats
+
+
+def sweep_run(api: AnchorAPI, run: Run, run_id: str, *, timeout: float, progress: Progress) -> AnchorAPIError | None:
+    """End everything of a run that is still open, and find what it does not know to be open.
+
+    Goes round until nothing is left, nothing left can change, or time is up.
+
+    :param timeout: seconds for all of it.
+    :param progress: told now and then how many are done, and of how many.
+    :returns: why the API's list could not be read, if so: sessions may be missing from the record.
+    """
+    deadline = time.monotonic() + timeout
+    for pause in chain(_PAUSES, repeat(_PAUSES[-1])):
+        state = run.read()
+        failures = end_sessions(api, run, _open(state), how="sweep", deadline=deadline, progress=progress)
+        listing = adopt_listed(api, run, run_id, deadline=deadline)
+        errors = [*failures.values(), *([listing] if listing else [])]
+        state = run.read()
+        if not _open(state) and not listing and not any(map(_may_turn_up, state.records.values())):
+            return None
+        hopeless = errors and not any(map(_may_pass, errors))
+        if hopeless or time.monotonic() + pause >= deadline:
+            return listing
+        progress(0, len(_open(state)))
+        if len(failures) == len(_open(state)):  # nothing new was found, so there is nothing to do at once
+            time.sleep(pause)
+    raise AssertionError("unreachable: the pauses do not end")
+
+
+def sweep_owner(api: AnchorAPI, run: Run, owner: str, *, timeout: float) -> None:
+    """End what a dead owner left open; what fails is left to :func:`sweep_run`.
+
+    Does nothing while the owner lives: a worker whose connection broke may still use its sessions.
+
+    :param timeout: seconds for all together.
+    """
+    deadline = time.monotonic() + timeout
+    while run.is_alive(owner):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
+    left = [record for record in _open(run.read()) if record.owner == owner]
+    end_sessions(api, run, left, how="sweep", deadline=deadline)
+
+
+def adopt_listed(api: AnchorAPI, run: Run, run_id: str, *, deadline: float) -> AnchorAPIError | None:
+    """Record the sessions of this run that the API lists and the record does not know.
+
+    Those are creations whose answer was lost, and the sessions of workers on other machines.
+
+    :returns: why there is no list, if so.
+    """
+    try:
+        listed = api.sessions_with_tag(run_tag(run_id), deadline=deadline)
+    except AnchorAPIError as error:
+        return error
+    records = run.state.records
+    known = {record.id for record in records.values()}
+    for one in listed:
+        nonce = nonce_of(one.tags, run.folder.name)
+        if one.id in known or nonce is None:
+            continue
+        if nonce in records and records[nonce].id is not None:
+            nonce = f"{nonce}-{one.id}"  # the API made two sessions of one creation
+        if one.alive or nonce in records:
+            _note(run, records.get(nonce), "created", nonce, id=one.id)
+        if not one.alive and nonce in records:
+            _note(run, records.get(nonce), "ended", nonce, how="sweep", already=True)
+    return None
+
+
+def end_sessions(
+    api: AnchorAPI,
+    run: Run,
+    records: Iterable[Record],
+    *,
+    how: str,
+    deadline: float,
+    progress: Progress | None = None,
+) -> dict[str, AnchorAPIError]:
+    """End the sessions of *records*, several at once, and write down what became of each.
+
+    The work is done by daemon threads: an API that never answers cannot hold the caller longer
+    than *deadline*, nor the process at its exit.
+
+    :param how: who ends them: ``test``, ``teardown`` or ``sweep``.
+    :param deadline: in ``time.monotonic()`` seconds.
+    :returns: the failures, by nonce. The records of the others are up to date.
+    """
+    todo = deque(records)
+    waiting = {record.nonce: record for record in todo}
+    total = len(waiting)
+    failures: dict[str, AnchorAPIError] = {}
+    changed = threading.Condition()
+
+    def work() -> None:
+        while True:
+            with changed:
+                if not todo:
+                    return
+                record = todo.popleft()
+            error = _end(api, run, record, how, deadline)
+            with changed:
+                if waiting.pop(record.nonce, None) and error is not None:
+                    failures[record.nonce] = error
+                changed.notify()
+
+    for _ in range(min(AT_ONCE, total)):
+        threading.Thread(target=work, name="pytest-anchor-end", daemon=True).start()
+    with changed:
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            changed.wait(min(left, 0.5))
+            if progress is not None:
+                progress(total - len(waiting), total)
+        todo.clear()
+        late, waiting = waiting, {}
+    for nonce, record in late.items():
+        failures[nonce] = AnchorAPIError(
+            f"end session {record.id}", message="no answer within the time there was for it"
+        )
+        _note(run, record, "failed", error=failures[nonce].fields())
+    return failures
+
+
+def _end(api: AnchorAPI, run: Run, record: Record, how: str, deadline: float) -> AnchorAPIError | None:
+    try:
+        ended = api.end(str(record.id), new_tag(record.nonce), deadline=deadline)
+    except AnchorAPIError as error:
+        error.tries += int((record.error or {}).get("tries", 0))
+        _note(run, record, "failed", error=error.fields())
+        return error
+    _note(run, record, "ended", how=how, already=ended.already, note=ended.note)
+    return None
+
+
+def _note(run: Run, record: Record | None, event: str, nonce: str = "", **fields: Any) -> None:
+    """Write down what became of a session; what the disk does not take is still known in memory.
+
+    The journal then says that the session is open, which errs on the safe side.
+    """
+    if record is not None:
+        record.apply(event, fields)
+        nonce = record.nonce
+    with suppress(AnchorRegistryError):
+        run.append(event, nonce, **fields)
+
+
+def _open(state: State) -> list[Record]:
+    return [record for record in state.records.values() if record.open]
+
+
+def _may_turn_up(record: Record) -> bool:
+    return record.unresolved and time.time() - record.time < LOST_GRACE
+
+
+def _may_pass(error: AnchorAPIError) -> bool:
+    """Whether it is worth asking again: not where the key or the request was refused."""
+    return error.status is None or error.status == 429 or error.status >= 500

@@ -1,0 +1,32 @@
+"""The tags by which a session is known as this plugin's, a run's, and one creation's."""
+
+from __future__ import annotations
+
+import os
+
+TAG = "pytest-anchor"
+_NEW = f"{TAG}:new="
+
+
+def run_tag(run_id: str) -> str:
+    """The tag that every session of a run carries."""
+    return f"{TAG}:run={run_id}"
+
+
+def new_nonce(invocation: str) -> str:
+    """A fresh name for one creation, which tells the invocation that it belongs to.
+
+    A run id may be shared by the shards of a CI job; the invocation is not.
+    """
+    return f"{invocation}-{os.urandom(8).hex()}"
+
+
+def new_tag(nonce: str) -> str:
+    """The tag that only the session of one creation carries."""
+    return f"{_NEW}{nonce}"
+
+
+def nonce_of(tags: tuple[str, ...], invocation: str) -> str | None:
+    """The nonce among *tags* if the session was created by *invocation*, else ``None``."""
+    nonces = (tag.removeprefix(_NEW) for tag in tags if tag.startswith(_NEW))
+    return next((nonce for nonce in nonces if nonce.startswith(f"{invocation}-")), None)

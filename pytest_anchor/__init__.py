@@ -4,14 +4,17 @@ Enable it with ``pytest -p pytest_anchor``, which works installed or from a chec
 it and let pytest load it by itself.
 """
 
-from .errors import (
-    AnchorAPIError,
-    AnchorConfigError,
-    AnchorError,
-    AnchorLostCreateError,
-    AnchorRegistryError,
-)
-from .session import AnchorSession, AnchorSessionFactory
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import (
+        AnchorAPIError,
+        AnchorConfigError,
+        AnchorError,
+        AnchorLostCreateError,
+        AnchorRegistryError,
+    )
+    from .session import AnchorSession, AnchorSessionFactory
 
 __all__ = [
     "AnchorAPIError",
@@ -27,3 +30,12 @@ __version__ = "0.1.0"
 
 # `-p pytest_anchor` and the entry point both load this module, and through it the hooks.
 pytest_plugins = ["pytest_anchor.plugin"]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: a run that creates no session, and the helper processes, do not pay for it.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import errors, session
+
+    return getattr(errors, name, None) or getattr(session, name)

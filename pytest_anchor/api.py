@@ -6,12 +6,16 @@ OpenAPI description of ``/v1/sessions`` unless a comment says otherwise.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import ssl
 import time
 from contextvars import ContextVar
+from functools import cached_property
+from hashlib import sha256
+from http.client import HTTPResponse
 from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -25,6 +29,7 @@ from urllib3.util.retry import Retry
 from .errors import AnchorAPIError, AnchorLostCreateError, printable
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Mapping
 
 KEY_HEADER = "anchor-api-key"
@@ -94,6 +99,17 @@ def is_session_id(value: object) -> bool:
     return isinstance(value, str) and bool(_SESSION_ID.fullmatch(value)) and value.lower() != "all"
 
 
+class _Call:
+    """What is to be known deep inside urllib3 of the call under way in this context."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.tries = 1
+
+
+_call: ContextVar[_Call] = ContextVar("call")
+
+
 class _KeyAuth(requests.auth.AuthBase):
     """Adds the key header last, so that no object with a telling ``repr`` carries it.
 
@@ -108,15 +124,61 @@ class _KeyAuth(requests.auth.AuthBase):
         return request
 
 
-class _Call:
-    """What urllib3's retries have to know, and to tell, of the call under way in this context."""
+class _TimedReader(io.RawIOBase):
+    """Reads from a socket until the call's deadline.
 
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self.tries = 1
+    A socket's own timeout starts anew with every byte: a server that trickles could hold a
+    teardown, or a whole run, for hours.
+    """
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
+        self._raw = raw
+        self._sock = sock
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = _call.get().deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the answer did not end in time")
+        self._sock.settimeout(min(left, self._sock.gettimeout() or left))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
-_call: ContextVar[_Call] = ContextVar("call")
+class _TimedResponse(HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_TimedReader(self.fp.detach(), sock))
+
+
+class _Connection(urllib3.connection.HTTPConnection):
+    response_class = _TimedResponse
+
+
+class _SecureConnection(urllib3.connection.HTTPSConnection):
+    response_class = _TimedResponse
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+
+
+_NOT_CONNECTED = (NewConnectionError, ConnectTimeoutError)
 
 
 class _Retry(Retry):
@@ -130,11 +192,14 @@ class _Retry(Retry):
         return None if seconds is None else min(seconds, MAX_RETRY_AFTER)
 
     def increment(self, method: Any = None, url: Any = None, response: Any = None, *args: Any, **kwargs: Any) -> _Retry:
+        error = kwargs.get("error") or ResponseError("out of time")
+        if method == "POST" and not isinstance(error, _NOT_CONNECTED):
+            raise MaxRetryError(kwargs["_pool"], url, error)  # it may have created a session
         retry = super().increment(method, url, response, *args, **kwargs)
         wait = (response is not None and self.get_retry_after(response)) or retry.get_backoff_time()
         call = _call.get()
         if time.monotonic() + wait >= call.deadline:
-            raise MaxRetryError(kwargs["_pool"], url, kwargs.get("error") or ResponseError("out of time"))
+            raise MaxRetryError(kwargs["_pool"], url, error)
         call.tries += 1
         return retry
 
@@ -143,7 +208,7 @@ _RETRY = _Retry(
     total=3,
     redirect=0,
     status_forcelist=(429, 500, 502, 503, 504),
-    allowed_methods={"GET", "DELETE"},  # never POST: it may have created a session
+    allowed_methods={"GET", "DELETE"},
     backoff_factor=0.25,
     backoff_max=10,
     backoff_jitter=0.25,
@@ -156,25 +221,6 @@ class _Answer(NamedTuple):
     body: bytes
     data: Any  # the decoded JSON, or None
     tries: int
-
-    def error(self, what: str, key: str) -> AnchorAPIError:
-        """Translate an answer that is not a success."""
-        error = self.data.get("error") if isinstance(self.data, dict) else None
-        code, message = (error.get("code", ""), error.get("message", "")) if isinstance(error, dict) else ("", error)
-        remedy = _REMEDIES.get(self.status, _SERVER_REMEDY if self.status >= 500 else _ANSWER_REMEDY)
-        if not message:
-            text = self.body[:200].decode("utf-8", "replace").strip()
-            message = f"not JSON: {text}" if text and self.data is None else text or "no reason given"
-        if 300 <= self.status < 400:
-            message = "a redirect, which is not followed because the key would go along"
-        return AnchorAPIError(
-            what,
-            status=self.status,
-            code=str(code).replace(key, "***"),
-            message=str(message).replace(key, "***"),
-            remedy=remedy,
-            tries=self.tries,
-        )
 
 
 class AnchorAPI:
@@ -193,6 +239,11 @@ class AnchorAPI:
     def __repr__(self) -> str:
         return f"<AnchorAPI {self.base_url}>"
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """What a record may keep of the key: enough to recognise it, too little to use it."""
+        return sha256(b"pytest-anchor:" + self._key.encode()).hexdigest()[:16]
+
     def create(self, config: Mapping[str, Any]) -> Created:
         """Create a session; blocks until its browser is ready.
 
@@ -204,14 +255,14 @@ class AnchorAPI:
         what = "create a session"
         answer = self._call("POST", "/v1/sessions", what, json=config, read=CREATE_TIMEOUT)
         if answer.status in _DEFINITE_REFUSALS:
-            raise answer.error(what, self._key)
+            raise self._error(what, answer)
         if not 200 <= answer.status < 300:
-            raise _lost(answer.error(what, self._key))
+            raise _lost(self._error(what, answer))
         data = answer.data.get("data") if isinstance(answer.data, dict) else None
         if not isinstance(data, dict) or "id" not in data:
-            raise _lost(answer.error(what, self._key), "an answer without an id")
+            raise _lost(self._error(what, answer, "an answer without an id"))
         if not is_session_id(data["id"]):
-            raise _lost(answer.error(what, self._key), f"a hostile id, {printable(repr(data['id']), 80)}")
+            raise _lost(self._error(what, answer, f"a hostile id, {data['id']!r}"))
         urls = [url if isinstance(url := data.get(name), str) else "" for name in ("cdp_url", "live_view_url")]
         return Created(data["id"], *urls)
 
@@ -220,7 +271,8 @@ class AnchorAPI:
 
         The API answers 401 both to a bad key and to a session that is unknown or over; what it
         answers to a session that is over is not documented at all. So everything but a clear
-        success is settled by one read, with the same key, of the sessions that carry *tag*.
+        success is settled by one read, with the same key, of the sessions that carry *tag*: what
+        is listed as over is over, and so is what the API does not know while it takes the key.
 
         :param tag: a tag that only this session carries.
         :param deadline: ``time.monotonic()`` seconds after which nothing new is tried.
@@ -238,16 +290,19 @@ class AnchorAPI:
         success = 200 <= answer.status < 300
         if success and (not answer.body or (isinstance(answer.data, dict) and "error" not in answer.data)):
             return Ended(already=False)
-        if not success and answer.status not in (401, 404, 410):
-            raise answer.error(what, self._key)
+        refused = self._error(what, answer)
+        unknown = answer.status in (401, 404, 410)  # what it says of a session that it does not know
         try:
             listed = [one for one in self.sessions_with_tag(tag, deadline=deadline) if one.id == session_id]
         except AnchorAPIError as error:
+            if not unknown:
+                raise refused from None
             error.what, error.tries = what, answer.tries
             raise
-        if success and any(one.alive for one in listed):
-            raise answer.error(what, self._key)
-        note = f"the API lists it as {printable(listed[0].status, 40)!r}" if any(one.alive for one in listed) else ""
+        alive = next((one for one in listed if one.alive), None)
+        if alive and not unknown or not listed and not (unknown or success):
+            raise refused
+        note = f"the API lists it as {printable(alive.status, 40)!r}" if alive else ""
         return Ended(already=True, note=note)
 
     def sessions_with_tag(self, tag: str, *, deadline: float) -> list[Listed]:
@@ -265,7 +320,7 @@ class AnchorAPI:
         data = answer.data.get("data") if isinstance(answer.data, dict) else None
         items = data.get("items") if isinstance(data, dict) else None
         if answer.status != 200 or not isinstance(items, list):
-            raise answer.error(what, self._key)
+            raise self._error(what, answer)
         return [
             Listed(item["session_id"], str(item.get("status")), tuple(filter(lambda t: isinstance(t, str), tags)))
             for item in items
@@ -274,6 +329,28 @@ class AnchorAPI:
             and isinstance(tags := item.get("tags"), list)
             and tag in tags
         ]
+
+    def _error(self, what: str, answer: _Answer, message: str = "") -> AnchorAPIError:
+        """Translate an answer that is not a success; the API may have repeated the key in it."""
+        error = answer.data.get("error") if isinstance(answer.data, dict) else None
+        code = error.get("code", "") if isinstance(error, dict) else ""
+        message = message or str(error.get("message", "") if isinstance(error, dict) else error or "")
+        if 300 <= answer.status < 400:
+            message = "a redirect, which is not followed because the key would go along"
+        if not message:
+            text = answer.body.decode("utf-8", "replace").strip()
+            message = f"not JSON: {text}" if text and answer.data is None else text or "no reason given"
+        return AnchorAPIError(
+            what,
+            status=answer.status,
+            code=self._without_key(str(code)),
+            message=self._without_key(message),
+            remedy=_REMEDIES.get(answer.status, _SERVER_REMEDY if answer.status >= 500 else _ANSWER_REMEDY),
+            tries=answer.tries,
+        )
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "***")
 
     def _session(self) -> requests.Session:
         # A connection that a forked child shared with its parent would mix up their answers.
@@ -286,7 +363,7 @@ class AnchorAPI:
             # To loopback goes no proxy: over plain HTTP it would read the key.
             http.trust_env = urlsplit(self.base_url).scheme == "https"
             for prefix in ("https://", "http://"):
-                http.mount(prefix, HTTPAdapter(pool_maxsize=64, max_retries=_RETRY))
+                http.mount(prefix, _Adapter(pool_maxsize=64, max_retries=_RETRY))
             self._http = http, os.getpid()
         return http
 
@@ -302,7 +379,9 @@ class AnchorAPI:
         **kwargs: Any,
     ) -> _Answer:
         __tracebackhide__ = True
-        left = max(0.05, deadline - time.monotonic())
+        now = time.monotonic()
+        deadline = min(deadline, now + (CONNECT_TIMEOUT + read) * (1 if method == "POST" else 4))
+        left = max(0.05, deadline - now)
         call = _Call(deadline)
         token = _call.set(call)
         try:
@@ -314,12 +393,12 @@ class AnchorAPI:
                 stream=True,
                 **kwargs,
             ) as response:
-                body = _read(response, limit, min(deadline, time.monotonic() + read))
+                body = _read(response, limit)
                 return _Answer(response.status_code, body, _json(body), call.tries)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, _UnusableError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, _TooLongError) as error:
             failure = AnchorAPIError(
                 what,
-                message=_reason(error).replace(self._key, "***"),
+                message=self._without_key(_reason(error)),
                 remedy=_NO_ANSWER_REMEDY,
                 tries=call.tries,
             )
@@ -332,19 +411,16 @@ class AnchorAPI:
         raise failure
 
 
-class _UnusableError(Exception):
-    """An answer that is too long or too slow."""
+class _TooLongError(Exception):
+    pass
 
 
-def _read(response: requests.Response, limit: int, deadline: float) -> bytes:
-    # read1 returns what has arrived: a server that trickles cannot hold a larger read for ever.
+def _read(response: requests.Response, limit: int) -> bytes:
     body = bytearray()
     while chunk := response.raw.read1(65536):
         body += chunk
         if len(body) > limit:
-            raise _UnusableError(f"an answer of more than {limit} bytes")
-        if time.monotonic() > deadline:
-            raise _UnusableError("an answer that did not end in time")
+            raise _TooLongError(f"an answer of more than {limit} bytes")
     return bytes(body)
 
 
@@ -355,12 +431,12 @@ def _json(body: bytes) -> Any:
         return None
 
 
-def _lost(error: AnchorAPIError, message: str = "") -> AnchorLostCreateError:
+def _lost(error: AnchorAPIError) -> AnchorLostCreateError:
     return AnchorLostCreateError(
         error.what,
         status=error.status,
         code=error.code,
-        message=message or error.message,
+        message=error.message,
         remedy="A session may exist all the same; the run looks for it by its tag and ends it.",
     )
 
@@ -379,7 +455,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 def _never_sent(error: BaseException) -> bool:
     """Whether the request surely did not reach the server: there was no connection to send it over."""
-    kinds = (NewConnectionError, ConnectTimeoutError, requests.exceptions.ProxyError, ssl.SSLCertVerificationError)
+    kinds = (*_NOT_CONNECTED, requests.exceptions.ProxyError, ssl.SSLCertVerificationError)
     return any(isinstance(one, kinds) for one in _chain(error))
 
 

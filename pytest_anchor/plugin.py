@@ -7,18 +7,19 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+# What creates and ends sessions is imported where it is used: a run without a session does not pay for it.
 from .errors import AnchorConfigError, AnchorError
-from .report import Report, teardown_section
-from .session import KEYWORDS, AnchorSessionFactory, Owner, check_keywords, merge
 from .settings import (
     BASE_URL_VARIABLE,
     DEFAULT_BASE_URL,
     KEY_VARIABLES,
+    KEYWORDS,
     ON_LEAK,
     REGISTRY_NAME,
     Settings,
@@ -31,6 +32,9 @@ from .settings import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from .report import Report
+    from .session import AnchorSessionFactory, Owner
 
 TEARDOWN_TIMEOUT = 4.5  # seconds; xdist cuts an interrupted worker's teardown off after about 5
 CRASH_TIMEOUT = 20.0  # seconds for the sessions of a worker that died, while the run goes on
@@ -51,10 +55,20 @@ class _Plugin:
     def __init__(self, settings: Settings, *, worker: bool) -> None:
         self.settings = settings
         self.worker = worker
-        self.owner = Owner(settings)
         self.item: pytest.Item | None = None
         self.crash_sweeps: list[threading.Thread] = []
         self.report: Report | None = None
+
+    @cached_property
+    def owner(self) -> Owner:
+        from .session import Owner
+
+        return Owner(self.settings)
+
+    @property
+    def secret(self) -> str | None:
+        """The API key if this process has used it."""
+        return self.owner.secret if "owner" in vars(self) else None
 
     def test(self) -> str:
         return self.item.nodeid if self.item is not None else "?"
@@ -144,8 +158,20 @@ def _sweep_crashed(plugin: _Plugin, worker: str) -> None:
     from .sweep import sweep_owner
 
     with suppress(AnchorError):  # the final sweep meets the same, and reports it
-        run, api, _ = plugin.owner.open()
+        run, api = plugin.owner.open()
         sweep_owner(api, run, worker, timeout=CRASH_TIMEOUT)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Join a run in which an xdist worker has created a session, before the last worker leaves it.
+
+    A run without living owners counts as dead: its local backend would be gone before the sweep.
+    """
+    if node := getattr(report, "node", None):
+        plugin = node.config.stash[_KEY]
+        if "owner" not in vars(plugin) and plugin.active():
+            with suppress(AnchorError):  # the final sweep meets the same, and reports it
+                plugin.owner.join()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -158,7 +184,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
     """Keep the key out of what a test prints and raises: a cdp_url contains it."""
     report = yield
     plugin = item.config.stash[_KEY]
-    if key := plugin.owner.secret:
+    if key := plugin.secret:
         if report.longrepr and key in (text := str(report.longrepr)):
             report.longrepr = text.replace(key, "***")
         report.sections = [(name, text.replace(key, "***")) for name, text in report.sections]
@@ -180,12 +206,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def _sweep(config: pytest.Config, plugin: _Plugin) -> Report:
     from .progress import Progress
     from .registry import State
+    from .report import Report
     from .sweep import sweep_run
 
     for thread in plugin.crash_sweeps:
         thread.join(CRASH_TIMEOUT)
     try:
-        run, api, _ = plugin.owner.open()
+        run, api = plugin.owner.open()
     except AnchorError as error:
         return Report(State(), error, str(plugin.settings.folder))
     progress = Progress(config.pluginmanager.get_plugin("terminalreporter"))
@@ -210,7 +237,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if plugin := config.stash.get(_KEY, None):
-        plugin.owner.close()
+        if "owner" in vars(plugin):
+            plugin.owner.close()
         if plugin.report and not plugin.report.settled:
             # No summary was shown: --no-summary, an internal error, or no terminal plugin.
             print("anchor:", *(line.text for line in plugin.report.lines()), sep="\n", file=sys.stderr)  # noqa: T201
@@ -235,6 +263,9 @@ def _anchor_session(
     session.id, .live_view_url, .created_at, .end(). Twins for wider scopes: class_, module_,
     package_ and session_anchor_session.
     """
+    from .report import teardown_section
+    from .session import AnchorSessionFactory
+
     plugin = request.config.stash[_KEY]
     factory = AnchorSessionFactory(plugin.owner, _defaults(request.node, anchor_session_defaults), plugin.test)
     yield factory
@@ -252,10 +283,12 @@ session_anchor_session = pytest.fixture(scope="session")(_anchor_session)
 
 
 def _defaults(node: pytest.Item | pytest.Collector, suite: Mapping[str, Any]) -> dict[str, Any]:
+    from .session import check_keywords, merge
+
     if not isinstance(suite, Mapping):
         raise TypeError(f"anchor_session_defaults must return a mapping, not {type(suite).__name__}")
     check_keywords(suite, "anchor_session_defaults")
-    merged = dict(suite)
+    merged = merge({}, suite)
     for mark in reversed(list(node.iter_markers("anchor"))):  # from the module down to the test
         if mark.args:
             raise TypeError(f"the anchor marker takes keywords only: {', '.join(KEYWORDS)}")

@@ -28,13 +28,15 @@ import os
 import stat
 import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, Timeout, lock_descriptor
 
 from .errors import AnchorRegistryError
+from .settings import REGISTRY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,10 +44,14 @@ if TYPE_CHECKING:
 
 LOCK_TIMEOUT = 10.0  # seconds; a write takes microseconds, so a longer wait means a stopped process
 
+_LOCK_PAUSE = 0.001  # seconds between attempts
+
 JOURNAL = "journal.jsonl"
 
 # How the next writer closes off a line that a kill left torn; JSON text has no such byte.
 _TORN = b"\0"
+
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
 @dataclass
@@ -66,22 +72,29 @@ class Record:
     error: dict[str, Any] | None = None  # of the last failure; its ``tries`` count those of all before
 
     def apply(self, event: str, fields: dict[str, Any]) -> None:
-        """Take one event in; to take it in again changes nothing."""
+        """Take one event in; to take it in again changes nothing.
+
+        :raises ValueError: it is no event; so do TypeError, KeyError and OverflowError say.
+        """
         if event == "intent":
-            for name in ("owner", "test", "base_url", "fingerprint"):
-                setattr(self, name, str(fields.get(name, "?")))
+            self.owner, self.test = str(fields["owner"]), str(fields["test"])
+            self.base_url, self.fingerprint = str(fields["base_url"]), str(fields["fingerprint"])
+            self.time = float(fields["time"])
         elif event == "created":
             self.id, self.state, self.error = str(fields["id"]), "open", None
-        elif event in ("refused", "lost"):
+        elif event == "refused":
             self.state = event
+        elif event == "lost":
+            self.error, self.time = _error_fields(fields["error"]), float(fields["time"])
+            self.state = event
+        elif event == "failed":
+            self.error = _error_fields(fields["error"])
         elif event == "ended":
-            self.state, self.error = "ended", None
-            self.how, self.already = str(fields.get("how")), bool(fields.get("already"))
+            self.how, self.already = str(fields["how"]), bool(fields["already"])
             self.note = str(fields.get("note", ""))
-        if event in ("lost", "failed"):
-            self.error = dict(fields["error"])
-        if event in ("intent", "lost"):
-            self.time = float(fields["time"])
+            self.state, self.error = "ended", None
+        else:
+            raise ValueError(event)
 
     @property
     def open(self) -> bool:
@@ -104,8 +117,16 @@ class State:
     def apply(self, line: dict[str, Any]) -> None:
         """Take one event in."""
         nonce = str(line["nonce"])
-        record = self.records.setdefault(nonce, Record(nonce))
-        record.apply(str(line["event"]), line)
+        record = self.records.get(nonce) or Record(nonce)
+        record.apply(line["event"], line)
+        self.records[nonce] = record
+
+
+def _error_fields(error: dict[str, Any]) -> dict[str, Any]:
+    """An error's fields as the journal keeps them, each of its proper type."""
+    status = error["status"]
+    texts = {name: str(error[name]) for name in ("code", "message", "remedy")}
+    return {"status": None if status is None else int(status), "tries": int(error["tries"]), **texts}
 
 
 class Run:
@@ -117,7 +138,6 @@ class Run:
         self.state = State()
         self._offset = 0
         self._reading = threading.Lock()
-        self._pid = 0
         self._owner_lock: FileLock | None = None
 
     def join(self) -> None:
@@ -126,8 +146,8 @@ class Run:
         :raises AnchorRegistryError: the folder cannot be made, written or trusted.
         """
         try:
-            _private_folder(self.folder.parent, with_gitignore=True)
-            _private_folder(self.folder)
+            _trusted_folder(self.folder.parent, with_gitignore=True)
+            _trusted_folder(self.folder)
             lock = FileLock(self.folder / f"{self.owner}.owner", mode=0o600)
             lock.acquire(timeout=LOCK_TIMEOUT, poll_interval=0.01)
             self._owner_lock = lock
@@ -193,11 +213,11 @@ class Run:
             return
         try:
             self.state.apply(json.loads(line))
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             self.state.unreadable += 1
 
     def _write(self, line: bytes) -> None:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | _NOFOLLOW | getattr(os, "O_BINARY", 0)
         fd = os.open(self.folder / JOURNAL, flags, 0o600)
         try:
             size = os.fstat(fd).st_size
@@ -216,13 +236,17 @@ class Run:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        if self._pid != os.getpid():
-            # Locks that a fork copied belong to threads that the child does not have.
-            self._threads = threading.Lock()
-            self._file_lock = FileLock(self.folder / "journal.lock", mode=0o600, thread_local=False)
-            self._pid = os.getpid()
-        with self._threads, self._file_lock.acquire(timeout=LOCK_TIMEOUT, poll_interval=0.001):
+        # Opened anew each time: a descriptor that threads or a forked child share would share the lock, too.
+        fd = os.open(self.folder / "journal.lock", os.O_RDWR | os.O_CREAT | _NOFOLLOW, 0o600)
+        try:
+            deadline = time.monotonic() + LOCK_TIMEOUT
+            while not lock_descriptor(fd, blocking=False):
+                if time.monotonic() > deadline:
+                    raise Timeout(str(self.folder / "journal.lock"))
+                time.sleep(_LOCK_PAUSE)
             yield
+        finally:
+            os.close(fd)
 
 
 def wait_for_owners(folder: Path) -> None:
@@ -277,17 +301,20 @@ else:
         return True
 
 
-def _private_folder(path: Path, *, with_gitignore: bool = False) -> None:
-    """Make *path* for this user only, and refuse one that somebody else could have prepared."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    info = path.lstat()
-    if not stat.S_ISDIR(info.st_mode):
-        raise OSError(errno.ENOTDIR, "it is a link or a file, not a folder", str(path))
-    if sys.platform != "win32":
-        if info.st_uid != os.geteuid():
-            raise OSError(errno.EPERM, f"it belongs to user {info.st_uid}, not to {os.geteuid()}", str(path))
-        if info.st_mode & 0o077:
-            path.chmod(0o700)
+def _trusted_folder(path: Path, *, with_gitignore: bool = False) -> None:
+    """Make *path* for this user only; refuse one that somebody else could have prepared or could change."""
+    try:
+        path.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        info = path.lstat()
+        if not stat.S_ISDIR(info.st_mode):
+            raise OSError(errno.ENOTDIR, "it is a link or a file, not a folder", str(path)) from None
+        if sys.platform != "win32":
+            if info.st_uid != os.geteuid():
+                raise OSError(errno.EPERM, f"it belongs to user {info.st_uid}, not to {os.geteuid()}", str(path)) from None
+            if info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX:
+                raise OSError(errno.EPERM, "other users may write in it", str(path)) from None
+        with_gitignore = with_gitignore and path.name == REGISTRY_NAME
     ignore = path / ".gitignore"
     if with_gitignore and not ignore.exists():
         ignore.write_text("# Made by pytest-anchor.\n*\n", encoding="utf-8")

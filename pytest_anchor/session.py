@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import AnchorAPIError, AnchorConfigError, AnchorError, AnchorLostCreateError, AnchorRegistryError
-from .settings import check_key
+from .settings import KEYWORDS, check_key
 from .tags import TAG, new_nonce, new_tag, run_tag
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .registry import Record, Run
     from .settings import Settings
 
-KEYWORDS = ("session", "browser", "integrations", "identities")
 END_TIMEOUT = 30.0  # seconds for an end() that a test asks for itself, retries included
 
 
@@ -134,7 +133,7 @@ class AnchorSessionFactory:
         ``create_session``. They win over the ``anchor`` marker, and that over the fixture
         ``anchor_session_defaults``; mappings merge deeply, ``tags`` are joined.
 
-        :raises TypeError: an unknown keyword, or a value that JSON has no form for.
+        :raises TypeError: an unknown keyword, or a value that JSON has no form for; so does ValueError.
         :raises AnchorConfigError: there is no usable API key.
         :raises AnchorRegistryError: the session could not be recorded, so there is none.
         :raises AnchorLostCreateError: no usable answer came; a session may exist, and is looked for.
@@ -166,44 +165,63 @@ class Owner:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._lock = threading.Lock()
-        self._opened: tuple[Run, AnchorAPI, dict[str, str]] | None = None
+        self._lock = threading.RLock()
+        self._run: Run | None = None
+        self._api: AnchorAPI | None = None
 
-    def open(self) -> tuple[Run, AnchorAPI, dict[str, str]]:
-        """The run's record, the API, and where a creation goes: base URL and the key's fingerprint.
+    def join(self) -> Run:
+        """The run's record, with this owner's lock held.
+
+        :raises AnchorRegistryError: the registry cannot be used.
+        """
+        with self._lock:
+            if self._run is None:
+                # Imported here and below: a run that creates no session pays for neither filelock nor requests.
+                from .registry import Run
+
+                run = Run(self.settings.folder, self.settings.owner)
+                run.join()
+                self._run = run
+            return self._run
+
+    def open(self) -> tuple[Run, AnchorAPI]:
+        """The run's record and the API.
 
         :raises AnchorConfigError: there is no usable key, or no local backend.
         :raises AnchorRegistryError: the registry cannot be used.
         """
         with self._lock:
-            if self._opened is None:
-                # Imported here: a run that creates no session does not pay for requests and filelock.
+            key = check_key(self.settings.api_key)
+            run = self.join()
+            if self._api is None:
                 from .api import AnchorAPI
-                from .registry import Run
 
-                settings = self.settings
-                key = check_key(settings.api_key)
-                run = Run(settings.folder, settings.owner)
-                run.join()
-                base_url = settings.base_url
-                if settings.local:
+                base_url = self.settings.base_url
+                if self.settings.local:
                     from .local.launch import local_base_url
 
-                    base_url = local_base_url(settings.folder, key, settings.chromium)
-                target = {"base_url": base_url, "fingerprint": fingerprint(key)}
-                self._opened = run, AnchorAPI(base_url, key), target
-            return self._opened
+                    base_url = local_base_url(run.folder, key, self.settings.chromium)
+                self._api = AnchorAPI(base_url, key)
+            return run, self._api
 
     def create(self, config: Mapping[str, Any], test: str) -> AnchorSession:
         """Record, create, record: see :class:`AnchorSessionFactory` for what is raised."""
         __tracebackhide__ = True
         from .registry import Record
 
-        run, api, target = self.open()
+        run, api = self.open()
         nonce = new_nonce(run.folder.name)
         config = with_tags(config, [TAG, run_tag(self.settings.run_id), new_tag(nonce)])
         json.dumps(config, allow_nan=False)
-        run.append("intent", nonce, owner=self.settings.owner, test=test, time=time.time(), **target)
+        run.append(
+            "intent",
+            nonce,
+            owner=self.settings.owner,
+            test=test,
+            time=time.time(),
+            base_url=api.base_url,
+            fingerprint=api.fingerprint,
+        )
         try:
             created = api.create(config)
         except AnchorLostCreateError as error:
@@ -225,7 +243,7 @@ class Owner:
         """End *sessions* within *timeout* seconds in all, and return those that failed."""
         from .sweep import end_sessions
 
-        run, api, _ = self.open()
+        run, api = self.open()
         by_nonce = {session._record.nonce: session for session in sessions}  # noqa: SLF001 - its own class's half
         records = [session._record for session in sessions]  # noqa: SLF001
         failures = end_sessions(api, run, records, how=how, deadline=time.monotonic() + timeout)
@@ -234,21 +252,14 @@ class Owner:
     @property
     def secret(self) -> str | None:
         """The API key once a session was asked for, for those who must keep it out of sight."""
-        return self.settings.api_key if self._opened else None
+        return self.settings.api_key if self._api else None
 
     def close(self) -> None:
         """Let go of the registry; what is open stays recorded."""
         with self._lock:
-            if self._opened is not None:
-                self._opened[0].leave()
-                self._opened = None
-
-
-def fingerprint(key: str) -> str:
-    """What the registry keeps of a key: enough to recognise it, too little to use it."""
-    from hashlib import sha256
-
-    return sha256(b"pytest-anchor:" + key.encode()).hexdigest()[:16]
+            if self._run is not None:
+                self._run.leave()
+            self._run = self._api = None
 
 
 def check_keywords(given: Mapping[str, Any], where: str) -> None:
@@ -265,10 +276,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for name, value in over.items():
         below = merged.get(name)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            merged[name] = merge(below, value)
+        if isinstance(value, Mapping):
+            merged[name] = merge(below if isinstance(below, Mapping) else {}, value)
         elif name == "tags" and isinstance(below, (list, tuple)) and isinstance(value, (list, tuple)):
-            merged[name] = list(dict.fromkeys([*below, *value]))
+            merged[name] = [*below, *(tag for tag in value if tag not in below)]
         else:
             merged[name] = value
     return merged

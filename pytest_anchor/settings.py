@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from .errors import AnchorConfigError, printable
 
@@ -14,9 +13,8 @@ DEFAULT_BASE_URL = "https://api.anchorbrowser.io"
 KEY_VARIABLES = ("ANCHORBROWSER_API_KEY", "ANCHOR_API_KEY")
 BASE_URL_VARIABLE = "ANCHORBROWSER_BASE_URL"
 REGISTRY_NAME = ".pytest_anchor"
+KEYWORDS = ("session", "browser", "integrations", "identities")  # of a creation, as in POST /v1/sessions
 ON_LEAK = ("fail", "warn")
-
-_LOOPBACK = ("localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -95,17 +93,21 @@ def check_base_url(value: str) -> str:
 
     :raises AnchorConfigError: it is no http(s) URL, or plain http to another machine.
     """
+    if value == DEFAULT_BASE_URL:
+        return value
+    from urllib.parse import urlsplit  # takes milliseconds that most runs need not pay
+
     shown = printable(value)
     try:
         parts = urlsplit(value)
         host, _ = parts.hostname, parts.port
     except ValueError:
         parts, host = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not host or not value.isprintable() or " " in value:
+    if parts.scheme not in ("http", "https") or not host or not value.isascii() or not value.isprintable() or " " in value:
         raise AnchorConfigError(f"the base URL {shown!r} is no http:// or https:// URL; the default is {DEFAULT_BASE_URL}")
-    if parts.username is not None or parts.query or parts.fragment:
+    if parts.username is not None or "?" in value or "#" in value:
         raise AnchorConfigError(f"the base URL for {host!r} may have a path, but no user, query or fragment")
-    if parts.scheme == "http" and not (host in _LOOPBACK or _is_loopback_address(host)):
+    if parts.scheme == "http" and not _is_loopback(host):
         raise AnchorConfigError(
             f"the base URL {shown!r} would send the API key in the clear: use https://, "
             "or http:// to this machine only (localhost, 127.0.0.1)"
@@ -113,9 +115,13 @@ def check_base_url(value: str) -> str:
     return value.rstrip("/")
 
 
-def _is_loopback_address(host: str) -> bool:
-    parts = host.split(".")
-    return len(parts) == 4 and parts[0] == "127" and all(p.isdecimal() and int(p) < 256 for p in parts)
+def _is_loopback(host: str) -> bool:
+    from ipaddress import ip_address
+
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def check_seconds(name: str, value: str) -> float:

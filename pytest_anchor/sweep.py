@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 AT_ONCE = 16  # sessions that are ended at the same time
 
 LOST_GRACE = 10.0  # seconds after a creation was lost in which it may still turn up in the API's list
+_TOO_LATE = "no answer within the time there was for it"
 _PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0)  # seconds between the rounds of a sweep; the last repeats
 
 
@@ -37,20 +38,22 @@ def sweep_run(api: AnchorAPI, run: Run, run_id: str, *, timeout: float, progress
     """
     deadline = time.monotonic() + timeout
     for pause in chain(_PAUSES, repeat(_PAUSES[-1])):
-        state = run.read()
-        failures = end_sessions(api, run, _open(state), how="sweep", deadline=deadline, progress=progress)
+        failures = end_sessions(api, run, _open(run.read()), how="sweep", deadline=deadline, progress=progress)
         listing = adopt_listed(api, run, run_id, deadline=deadline)
-        errors = [*failures.values(), *([listing] if listing else [])]
         state = run.read()
-        if not _open(state) and not listing and not any(map(_may_turn_up, state.records.values())):
+        left = _open(state)
+        may_turn_up = not listing and any(map(_may_turn_up, state.records.values()))
+        if not left and not listing and not may_turn_up:
             return None
-        hopeless = errors and not any(map(_may_pass, errors))
-        if hopeless or time.monotonic() + pause >= deadline:
-            return listing
-        progress(0, len(_open(state)))
-        if len(failures) == len(_open(state)):  # nothing new was found, so there is nothing to do at once
+        if time.monotonic() >= deadline:
+            break
+        if all(record.nonce in failures for record in left):  # none was found just now
+            errors = [*failures.values(), *([listing] if listing else [])]
+            if not (may_turn_up or any(map(_may_pass, errors))) or time.monotonic() + pause >= deadline:
+                break
+            progress(0, len(left))
             time.sleep(pause)
-    raise AssertionError("unreachable: the pauses do not end")
+    return listing
 
 
 def sweep_owner(api: AnchorAPI, run: Run, owner: str, *, timeout: float) -> None:
@@ -114,6 +117,10 @@ def end_sessions(
     :returns: the failures, by nonce. The records of the others are up to date.
     """
     todo = deque(records)
+    if len(todo) == 1 and progress is None:
+        # What most teardowns do; a thread would cost as much as the rest of our own work.
+        error = _end(api, run, todo[0], how, deadline)
+        return {todo[0].nonce: error} if error else {}
     waiting = {record.nonce: record for record in todo}
     total = len(waiting)
     failures: dict[str, AnchorAPIError] = {}
@@ -141,9 +148,7 @@ def end_sessions(
         todo.clear()
         late, waiting = waiting, {}
     for nonce, record in late.items():
-        failures[nonce] = AnchorAPIError(
-            f"end session {record.id}", message="no answer within the time there was for it"
-        )
+        failures[nonce] = AnchorAPIError(f"end session {record.id}", message=_TOO_LATE, tries=_tries(record) + 1)
         _note(run, record, "failed", error=failures[nonce].fields())
     return failures
 
@@ -152,7 +157,7 @@ def _end(api: AnchorAPI, run: Run, record: Record, how: str, deadline: float) ->
     try:
         ended = api.end(str(record.id), new_tag(record.nonce), deadline=deadline)
     except AnchorAPIError as error:
-        error.tries += int((record.error or {}).get("tries", 0))
+        error.tries += _tries(record)
         _note(run, record, "failed", error=error.fields())
         return error
     _note(run, record, "ended", how=how, already=ended.already, note=ended.note)
@@ -169,6 +174,10 @@ def _note(run: Run, record: Record | None, event: str, nonce: str = "", **fields
         nonce = record.nonce
     with suppress(AnchorRegistryError):
         run.append(event, nonce, **fields)
+
+
+def _tries(record: Record) -> int:
+    return record.error["tries"] if record.error else 0
 
 
 def _open(state: State) -> list[Record]:

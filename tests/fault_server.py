@@ -45,6 +45,8 @@ class FaultServer:
     def __init__(self) -> None:
         self.sessions: dict[str, Session] = {}
         self.requests: list[tuple[str, str]] = []
+        self.headers: list[dict[str, str]] = []  # of each request, names in lower case
+        self.closing = threading.Event()  # what a fault that never ends waits for
         self.connections = 0
         self.keys = {KEY}
         self.list_delay = 0.0  # seconds before a new session shows up in lists
@@ -59,11 +61,12 @@ class FaultServer:
         self._http = _HTTPServer(("127.0.0.1", 0), handler)
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05})
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closing.set()
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
@@ -169,6 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         with state.lock:
             state.requests.append((self.command, parts.path))
+            state.headers.append({name.lower(): value for name, value in self.headers.items()})
 
         def act() -> Answer:
             if self.headers.get("anchor-api-key") not in state.keys:
@@ -262,3 +266,32 @@ def slow(seconds: float) -> Fault:
         return act()
 
     return fault
+
+
+def silent(handler: _Handler, _act: Callable[[], Answer]) -> None:
+    """No answer, for as long as the server runs."""
+    handler.server_state.closing.wait()
+    handler.drop()
+
+
+def trickle(head: bytes) -> Fault:
+    """*head*, and then a byte every 50 ms: for three seconds, so that a client that waits for it fails and ends."""
+
+    def fault(handler: _Handler, _act: Callable[[], Answer]) -> None:
+        try:
+            handler.wfile.write(head)
+            for _ in range(60):
+                if handler.server_state.closing.wait(0.05):
+                    break
+                handler.wfile.write(b" ")
+                handler.wfile.flush()
+        except OSError:
+            pass  # the client has had enough
+        handler.drop()
+
+    return fault
+
+
+def on(part: str, fault: Fault) -> Fault:
+    """The fault for paths that contain *part*, the true answer for all others."""
+    return lambda handler, act: fault(handler, act) if part in handler.path else act()

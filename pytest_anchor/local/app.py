@@ -28,22 +28,23 @@ if TYPE_CHECKING:
 KEY_HEADER = "anchor-api-key"
 
 _OVER = "Invalid API Key or browser session ID"
+_HTTP_PORT = 80
 _PAGE_SIZES = (10, 20, 50)
 _ORDERS: dict[str, Callable[[Session], str]] = {
     "created_at": lambda session: stamp(session.created),
     "session_id": lambda session: session.id,
     # One key and no credits: the order stays that of creation.
-    "used_credits": lambda session: "",
-    "api_key_name": lambda session: "",
+    "used_credits": lambda _: "",
+    "api_key_name": lambda _: "",
 }
 # No session here has any of these, so asking for those that have one finds none.
 _NEVER = ("task_initiated", "playground", "proxy", "extra_stealth")
 
 
 class Api:
-    """The API over *sessions*, at *base* (``http://host:port``), for holders of *key*."""
+    """The API over *sessions*, for holders of *key*."""
 
-    def __init__(self, sessions: Sessions, key: str) -> None:
+    def __init__(self, sessions: Sessions, key: str) -> None:  # noqa: D107
         self._sessions = sessions
         self._key = key.encode()
         self._base = ""
@@ -72,7 +73,8 @@ class Api:
         """Take the address that the server got, and return the base URL."""
         host = f"[{host}]" if ":" in host else host
         names = {host, "127.0.0.1", "localhost", "[::1]"}
-        self._hosts = frozenset(f"{name}:{port}" for name in names)
+        # Clients leave out the port that is HTTP's own.
+        self._hosts = frozenset({f"{name}:{port}" for name in names} | (names if port == _HTTP_PORT else set()))
         self._base = f"http://{host}:{port}"
         return self._base
 
@@ -81,15 +83,7 @@ class Api:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         try:
-            # A page of a site whose name was made to point here sends that name as Host; every other
-            # page that scripts a request sends an Origin. No client of the API sends one.
-            if request.headers.get("Host", "").lower() not in self._hosts:
-                raise Refused(403, "The Host header names another server than this one.")
-            if "Origin" in request.headers:
-                raise Refused(403, "This API is not for pages in a browser.")
-            key = request.query.get("apiKey", "") if request.path == "/" else request.headers.get(KEY_HEADER, "")
-            if not hmac.compare_digest(key.encode(errors="surrogateescape"), self._key):
-                raise Refused(401, "Invalid API Key" if request.path != "/" else _OVER)
+            self._check(request)
             return await handler(request)
         except Refused as refusal:
             return _error(refusal.code, refusal.message, refusal.headers)
@@ -99,6 +93,18 @@ class Api:
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer in the API's shape
             traceback.print_exc(file=sys.stderr)
             return _error(500, f"The local backend failed: {type(error).__name__}.")
+
+    def _check(self, request: web.Request) -> None:
+        # A page of a site whose name was made to point here sends that name as Host; every other
+        # page that scripts a request sends an Origin. No client of the API sends one.
+        if request.headers.get("Host", "").lower() not in self._hosts:
+            raise Refused(403, "The Host header names another server than this one.")
+        if "Origin" in request.headers:
+            raise Refused(403, "This API is not for pages in a browser.")
+        # A WebSocket's client cannot always set headers, so Anchor takes its key from the address.
+        key = request.query.get("apiKey", "") if request.path == "/" else request.headers.get(KEY_HEADER, "")
+        if not hmac.compare_digest(key.encode(errors="surrogateescape"), self._key):
+            raise Refused(401, _OVER if request.path == "/" else "Invalid API Key")
 
     # Creating and ending
 

@@ -14,6 +14,9 @@ from .errors import ChromiumError
 
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import TypeAlias
+
+    _Socket: TypeAlias = "web.WebSocketResponse[Any] | aiohttp.ClientWebSocketResponse[Any]"
 
 _MAX_MESSAGE = 0  # no limit: a screenshot or a trace is one message
 
@@ -21,16 +24,16 @@ _MAX_MESSAGE = 0  # no limit: a screenshot or a trace is one message
 class Page:
     """A page of a Chromium, driven for a moment."""
 
-    def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
+    def __init__(self, http: aiohttp.ClientSession, url: str) -> None:  # noqa: D107
         self._http = http
         self._url = url
         self._numbers = itertools.count(1)
 
-    async def __aenter__(self) -> Page:
+    async def __aenter__(self) -> Page:  # noqa: D105, PYI034 - Python 3.10 has no Self
         self._socket = await self._http.ws_connect(self._url, max_msg_size=_MAX_MESSAGE)
         return self
 
-    async def __aexit__(
+    async def __aexit__(  # noqa: D105
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._socket.close()
@@ -91,10 +94,7 @@ async def proxy(request: web.Request, http: aiohttp.ClientSession, url: str) -> 
     return client
 
 
-async def _pump(
-    source: web.WebSocketResponse | aiohttp.ClientWebSocketResponse,
-    sink: web.WebSocketResponse | aiohttp.ClientWebSocketResponse,
-) -> None:
+async def _pump(source: _Socket, sink: _Socket) -> None:
     async for message in source:
         if message.type is WSMsgType.TEXT:
             await sink.send_str(message.data)

@@ -142,7 +142,7 @@ class Launcher:
 
     _PREFIX = "pytest-anchor-local-"
 
-    def __init__(self, executable: str) -> None:
+    def __init__(self, executable: str) -> None:  # noqa: D107
         self._executable = executable
         self._chromiums: set[Chromium] = set()
         self._http: aiohttp.ClientSession | None = None
@@ -186,8 +186,11 @@ class Launcher:
 class Chromium:
     """One running Chromium. Its whole process group and its profile are its own."""
 
-    def __init__(self, executable: str, profile: Path, config: Config, http: aiohttp.ClientSession) -> None:
+    def __init__(  # noqa: D107
+        self, executable: str, profile: Path, config: Config, http: aiohttp.ClientSession
+    ) -> None:
         self.profile = profile
+        self._executable = executable
         self.stopped = False
         self.http = http
         self._port = 0
@@ -246,7 +249,7 @@ class Chromium:
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - 2000))
         said = self._log.read().decode(errors="replace").strip() or "nothing"
-        return f"Chromium ({self._process.args[4]}) did not start. It said: {said}"  # type: ignore[index]
+        return f"Chromium ({self._executable}) did not start. It said: {said}"
 
     async def _first_page(self, deadline: float) -> dict[str, Any]:
         while True:

@@ -1,0 +1,81 @@
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fault_server import KEY, FaultServer
+
+from pytest_anchor import api as api_module
+from pytest_anchor.api import AnchorAPI
+from pytest_anchor.registry import Run
+from pytest_anchor.session import Owner
+from pytest_anchor.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees this machine's key, base URL or proxy."""
+    for name in os.environ:
+        if name.startswith("ANCHOR") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as server:
+        yield server
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries as ever, without the waiting."""
+    monkeypatch.setattr(api_module, "_RETRY", api_module._RETRY.new(backoff_factor=0.001, backoff_jitter=0.0))
+
+
+@pytest.fixture
+def api(server: FaultServer, quick: None) -> AnchorAPI:
+    return AnchorAPI(server.url, KEY)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    run = Run(tmp_path / "registry" / "inv", "main")
+    run.join()
+    yield run
+    run.leave()
+
+
+@pytest.fixture
+def settings(server: FaultServer, tmp_path: Path) -> Settings:
+    return Settings(
+        run_id="r1",
+        folder=tmp_path / "registry" / "inv",
+        owner="main",
+        base_url=server.url,
+        api_key=KEY,
+        local=False,
+        chromium="",
+        on_leak="fail",
+        sweep_timeout=5.0,
+    )
+
+
+@pytest.fixture
+def owner(settings: Settings, quick: None) -> Iterator[Owner]:
+    owner = Owner(settings)
+    yield owner
+    owner.close()
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], object]], None]:
+    """Wait for a condition, ten seconds at most."""
+
+    def until(condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < deadline, "it never came true"
+            time.sleep(0.01)
+
+    return until

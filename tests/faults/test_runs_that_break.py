@@ -1,0 +1,329 @@
+"""Runs that end badly, run out of something, or share a folder: what is alive at the server afterwards."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import fault_server as faults
+import pytest
+from fault_server import FaultServer
+from real_runs import Run, Suite, environment
+
+pytestmark = pytest.mark.slow
+
+SWEEP_ONCE = "--anchor-sweep-timeout=0.2"
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)
+
+
+def assert_clean(run: Run, **outcomes: int) -> None:
+    assert not run.alive
+    assert not run.recorded
+    assert run.outcomes == outcomes
+
+
+# Workers that die.
+
+CRASH = """
+import json, os, signal, time, threading, urllib.request
+import pytest
+
+def alive(tag="pytest-anchor"):
+    request = urllib.request.Request(
+        os.environ["ANCHORBROWSER_BASE_URL"] + "/v1/sessions/all/status?tags=" + tag,
+        headers={{"anchor-api-key": os.environ["ANCHORBROWSER_API_KEY"]}},
+    )
+    with urllib.request.urlopen(request) as answer:
+        items = json.load(answer)["data"]["items"]
+    return {{one["session_id"] for one in items if one["status"] == "running"}}
+
+def until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+STRANGERS = {strangers!r}
+
+def test_dies(anchor_session, module_anchor_session):
+    anchor_session()
+    module_anchor_session()
+    until(lambda: len(alive() - STRANGERS) == 3)  # the other test's own, too
+    {death}
+
+def test_sees_them_go(anchor_session):
+    mine = anchor_session()
+    until(lambda: len(alive() - STRANGERS) == 3)
+    until(lambda: alive() - STRANGERS == {{mine.id}})
+"""
+
+
+@pytest.mark.parametrize("death", ["os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)"], ids=["exit", "kill"])
+def test_a_dead_workers_sessions_are_ended_while_the_run_goes_on(suite: Suite, death: str):
+    suite.write(CRASH.format(death=death, strangers=set(suite.strangers)))
+    run = suite.run(workers=2)
+    assert_clean(run, failed=1, passed=1)
+    assert run.status == 1
+    assert "3 sessions created: 1 at teardown, 2 by the sweep" in run.section
+
+
+def test_a_worker_that_dies_during_a_creation(suite: Suite):
+    # The session comes to be after its worker is gone, and its id reaches nobody.
+    suite.server.fail("POST", faults.slow(1.0))
+    suite.write(
+        "import os, threading\n"
+        "def test_dies(anchor_session):\n"
+        "    threading.Timer(0.4, os._exit, [3]).start()\n"
+        "    anchor_session()\n"
+    )
+    run = suite.run("--max-worker-restart=0", workers=1)
+    assert run.status != 0
+    assert len(suite.server.sessions) == len(suite.strangers) + 1
+    assert not run.alive
+    assert not run.recorded
+    assert "1 session created: 1 by the sweep" in run.section
+
+
+# Runs that are interrupted.
+
+WAITS = """
+import time
+def test_before(anchor_session): anchor_session()
+def test_waits(anchor_session, module_anchor_session, session_anchor_session):
+    for factory in (anchor_session, module_anchor_session, session_anchor_session):
+        factory()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c(suite: Suite, workers: int):
+    # The first answers of the teardown are lost, so that the sweep after it has to work as well.
+    suite.server.fail("DELETE", *[faults.status(403)] * 2)
+    suite.write(WAITS)
+    process = suite.start(workers=workers)
+    until(lambda: suite.server.count("POST") == 4)
+    until(lambda: len(suite.server.sessions) == 4 + len(suite.strangers))
+    if workers:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    else:
+        process.send_signal(signal.SIGINT)
+    run = suite.finish(process)
+    assert run.status == 2
+    assert not run.alive
+    assert not run.recorded
+    assert "4 sessions created" in run.section
+    assert "KeyboardInterrupt" in run.out
+
+
+PAGE = """
+import pytest
+
+@pytest.fixture(scope="{0}")
+def page({1}anchor_session):
+    {1}anchor_session()
+    {2}
+
+def test_a(page): {3}
+def test_b(session_anchor_session): session_anchor_session()
+"""
+
+
+@pytest.mark.parametrize(
+    ("test", "option", "status", "creations", "outcomes"),
+    [
+        (PAGE.format("function", "", "yield", "raise KeyboardInterrupt"), "-s", 2, 1, {}),
+        (PAGE.format("function", "", "yield", "pytest.exit('enough', 7)"), "-s", 7, 1, {}),
+        (PAGE.format("function", "", "yield", "assert 0"), "-s", 1, 2, {"failed": 1, "passed": 1}),
+        (PAGE.format("function", "", "1 / 0", "pass"), "-s", 1, 2, {"error": 1, "passed": 1}),
+        (PAGE.format("module", "module_", "1 / 0", "pass"), "-s", 1, 2, {"error": 1, "passed": 1}),
+        (PAGE.format("session", "session_", "yield; 1 / 0", "pass"), "-s", 1, 2, {"passed": 2, "error": 1}),
+        (PAGE.format("class", "class_", "yield", "assert 0"), "-x", 1, 1, {"failed": 1}),
+        (PAGE.format("package", "package_", "yield", "pass"), "--cache-clear", 0, 2, {"passed": 2}),
+        (PAGE.format("function", "", "yield", "pass"), "--setup-show", 0, 2, {"passed": 2}),
+    ],
+    ids="interrupt exit failing setup module-setup session-teardown -x cache-clear setup-show".split(),
+)
+def test_whatever_tests_do(
+    suite: Suite, test: str, option: str, status: int, creations: int, outcomes: dict[str, int]
+):
+    suite.write(test)
+    run = suite.run(option)
+    assert run.status == status
+    assert not run.alive
+    assert not run.recorded
+    if outcomes:
+        assert run.outcomes == outcomes
+    assert suite.server.count("POST") == creations
+    if status != 7:  # with a status of its own pytest shows no summary
+        assert re.match(rf"{creations} sessions? created: {creations} at teardown\n", run.section)
+
+
+# Runs that lack something.
+
+
+def test_no_key(suite: Suite):
+    suite.write("def test_a(anchor_session):\n    anchor_session()\n")
+    run = suite.run(env=environment(ANCHORBROWSER_BASE_URL=suite.server.url))
+    assert run.status == 1
+    assert "ANCHORBROWSER_API_KEY" in run.out
+    assert "--anchor-local" in run.out
+    assert not suite.server.requests
+    assert not suite.registry.exists()
+
+
+NO_SPACE = """
+import resource
+import pytest
+from pytest_anchor import AnchorRegistryError
+
+def test_a(anchor_session, request):
+    anchor_session().end()
+    (journal,) = request.config.rootpath.glob(".pytest_anchor/*/journal.jsonl")
+    intent = len(journal.read_bytes().splitlines()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size + ROOM, hard))
+    try:
+        with pytest.raises(AnchorRegistryError, match="--anchor-registry DIR"):
+            anchor_session()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    anchor_session()  # there is room again
+"""
+
+
+@pytest.mark.parametrize(("room", "creations"), [("10", 2), ("intent + 10", 3)], ids=["for-no-intent", "for-no-id"])
+def test_a_journal_that_cannot_grow(suite: Suite, room: str, creations: int):
+    suite.write(NO_SPACE.replace("ROOM", room))
+    run = suite.run()
+    assert_clean(run, passed=1)
+    assert run.status == 0
+    assert suite.server.count("POST") == creations
+
+
+def file_in_the_way(suite: Suite) -> None:
+    suite.registry.write_text("")
+
+
+def link_in_the_way(suite: Suite) -> None:
+    (suite.folder / "elsewhere").mkdir()
+    suite.registry.symlink_to("elsewhere")
+
+
+def full_disk(suite: Suite) -> None:
+    suite.registry.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", suite.registry], check=False, capture_output=True).returncode:
+        pytest.skip("mounting takes root")
+    with (suite.registry / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
+        while True:
+            filler.write(bytes(4096))
+
+
+@pytest.mark.parametrize("arrange", [file_in_the_way, link_in_the_way, full_disk])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unusable_registry_refuses_before_anything_is_created(suite: Suite, arrange: Callable[[Suite], None], workers: int):
+    arrange(suite)
+    suite.write("def test_a(anchor_session):\n    anchor_session()\n")
+    try:
+        run = suite.run(workers=workers)
+    finally:
+        if os.path.ismount(suite.registry):
+            subprocess.run(["umount", suite.registry], check=True)
+    assert run.status == 1
+    assert f"the session registry '{suite.registry}" in run.out
+    assert "--anchor-registry DIR" in run.out
+    assert not suite.server.requests
+
+
+# Many at once.
+
+THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+
+def test_threads(anchor_session, module_anchor_session):
+    def three(number):
+        factory = anchor_session if number % 2 else module_anchor_session
+        return [factory().id for _ in range(3)]
+
+    with ThreadPoolExecutor(10) as pool:
+        ids = sum(pool.map(three, range(10)), [])
+    assert len(set(ids)) == 30
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_threads(suite: Suite, workers: int):
+    suite.write(THREADS)
+    run = suite.run(workers=workers)
+    assert_clean(run, passed=1)
+    assert run.status == 0
+    assert "30 sessions created: 30 at teardown\n" in run.section
+
+
+TWO_RUNS = """
+import os, time, urllib.request
+from pathlib import Path
+
+def test_it(anchor_session):
+    anchor_session()
+    me, other = os.environ["ME"], os.environ["OTHER"]
+    Path(me).touch()
+    deadline = time.monotonic() + 30
+    while not Path(other).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+"""
+
+
+def test_two_runs_in_one_folder_end_their_own_only(suite: Suite):
+    # Both have a session before either ends; the second then goes on until it is told to stop.
+    suite.write(TWO_RUNS)
+    env = environment(**suite.server.env)
+    first = suite.start(env={**env, "ME": "first", "OTHER": "second"})
+    second = suite.start(env={**env, "ME": "second", "OTHER": "go"})
+    until(lambda: first.poll() is not None)
+    (left,) = suite.alive
+    (folder,) = (one for one in suite.registry.iterdir() if one.is_dir())
+    assert f'"id":"{left}"' in (folder / "journal.jsonl").read_text()
+    (suite.folder / "go").touch()
+    for process in (second, first):
+        run = suite.finish(process)
+        assert run.status == 0
+        assert_clean(run, passed=1)
+        assert "1 session created: 1 at teardown\n" in run.section
+
+
+# A second server, to which the first redirects.
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_redirects_are_not_followed(suite: Suite, workers: int):
+    with FaultServer() as elsewhere:
+        for method in ("POST", "DELETE"):
+            answer = faults.body(b"", 307, Location=f"{elsewhere.url}/v1/sessions")
+            suite.server.fail(method, answer)
+        suite.write(
+            "import pytest\n"
+            "def test_a(anchor_session):\n"
+            "    with pytest.raises(Exception, match='redirect'):\n"
+            "        anchor_session()\n"
+            "    anchor_session()\n"
+        )
+        run = suite.run(SWEEP_ONCE, workers=workers)
+        assert run.outcomes == {"passed": 1}
+        assert "1 session created: 1 by the sweep, 1 unresolved" in run.section
+        assert not run.alive
+        assert not elsewhere.requests
+        assert not elsewhere.connections

@@ -1,0 +1,758 @@
+import json
+import os
+import pickle
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+
+import fault_server as fs
+import pytest
+from fault_server import KEY, FaultServer
+
+from pytest_anchor import api as api_module
+from pytest_anchor.api import AnchorAPI, Ended, Listed, is_session_id
+from pytest_anchor.errors import AnchorAPIError, AnchorLostCreateError
+
+TAG = "pytest-anchor:new=inv-1"
+
+NO_IDS = [
+    "all",
+    "ALL",
+    "All",
+    "aLl",
+    "../all",
+    "x/../all",
+    "%61ll",
+    "all\n",
+    "abc\n",
+    "",
+    " ",
+    "a b",
+    "a/b",
+    "a?b",
+    "a#b",
+    "a.b",
+    ".",
+    "..",
+    "é",
+    "ａll",
+    "१२३",
+    "x" * 129,
+    "a,b",
+    "a\x00",
+    "a\x1b[2J",
+]
+
+
+def later(seconds=5.0):
+    return time.monotonic() + seconds
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def frames(error):
+    """The values of all local variables that a traceback could show, as text."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") != __name__:
+            for value in trace.tb_frame.f_locals.values():
+                yield repr(value)
+        trace = trace.tb_next
+
+
+def check_no_key(error, key=KEY):
+    chain = [error]
+    while (error := error.__cause__ or error.__context__) is not None:
+        chain.append(error)
+    for one in chain:
+        assert key not in str(one)
+        assert key not in repr(one)
+        assert key.encode() not in pickle.dumps(one)
+
+
+# ids
+
+
+@pytest.mark.parametrize("value", [*NO_IDS, None, 7, ["abc"], b"abc", {"id": "abc"}])
+def test_what_is_no_session_id(value):
+    assert not is_session_id(value)
+
+
+@pytest.mark.parametrize("value", ["a", "allx", "xall", "A-b_9", "0", "-", "x" * 128])
+def test_what_is_a_session_id(value):
+    assert is_session_id(value)
+
+
+@pytest.mark.parametrize("value", NO_IDS)
+def test_a_hostile_id_never_reaches_the_server(server, api, value):
+    stranger = server.add("theirs")
+    with pytest.raises(AnchorAPIError, match="this is no session id, and was not sent") as caught:
+        api.end(value, TAG, deadline=later())
+    assert str(caught.value).isprintable()
+    assert server.requests == []
+    assert server.alive == [stranger]
+
+
+# creation
+
+
+def test_create(server, api):
+    created = api.create({"session": {"tags": ["a", "b"]}, "browser": {"headless": {"active": True}}})
+    assert server.alive == [created.id]
+    assert server.sessions[created.id].tags == ["a", "b"]
+    assert created.cdp_url.startswith("ws://")
+    assert created.live_view_url == f"{server.url}/live/{created.id}"
+    assert server.requests == [("POST", "/v1/sessions")]
+    headers = server.headers[0]
+    assert headers["anchor-api-key"] == KEY
+    assert headers["accept"] == "application/json"
+    assert headers["accept-encoding"] == "identity"
+    assert headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("data", [{}, {"cdp_url": None, "live_view_url": 7}, {"live_view_url": ["x"]}])
+def test_urls_that_are_missing_or_no_text_are_empty(server, api, data):
+    server.fail("POST", fs.body(json.dumps({"data": {"id": "abc", **data}}).encode(), 201))
+    assert api.create({}) == ("abc", "", "")
+
+
+def test_connections_are_kept_alive_and_shared_by_threads(server, api):
+    for _ in range(5):
+        api.end(api.create({}).id, TAG, deadline=later())
+    assert server.connections == 1
+    with ThreadPoolExecutor(8) as pool:
+        ids = {created.id for created in pool.map(lambda _: api.create({}), range(24))}
+    assert ids == set(server.alive)
+    assert server.connections <= 9
+
+
+@pytest.mark.parametrize("code", [c for c in (*range(400, 452), 499) if c != 408])
+def test_a_4xx_refuses_and_is_not_asked_twice(server, api, code):
+    server.fail_always("POST", fs.status(code, "because", Retry_After="0"))
+    with pytest.raises(AnchorAPIError) as caught:
+        api.create({})
+    assert type(caught.value) is AnchorAPIError
+    assert (caught.value.status, caught.value.code, caught.value.message) == (code, str(code), "because")
+    assert caught.value.tries == 1
+    assert caught.value.remedy
+    assert server.count("POST") == 1
+
+
+def lost_faults():
+    for code in (408, 500, 501, 502, 503, 504, 599):
+        yield pytest.param(fs.lost_status(code), id=str(code))
+    for code in (300, 301, 302, 303, 307, 308):
+        yield pytest.param(fs.body(b"", code, Location="/v1/sessions"), id=str(code))
+    yield pytest.param(fs.lost_reset, id="reset")
+    yield pytest.param(fs.lost_truncated, id="truncated")
+    yield pytest.param(fs.trickle(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"), id="slow body")
+    yield pytest.param(fs.silent, id="silence")
+    yield pytest.param(fs.trickle(b"rubbish\r\n\r\n"), id="no HTTP")
+    bodies = {
+        "empty": b"",
+        "html": b"<html>200 OK</html>",
+        "list": b"[]",
+        "null": b"null",
+        "text": b'"x"',
+        "no data": b"{}",
+        "data is null": b'{"data": null}',
+        "data is a list": b'{"data": ["id"]}',
+        "no id": b'{"data": {"cdp_url": "x"}}',
+        "cut": b'{"data": {"id": "abc"',
+        "nested": b"[" * 100_000,
+        "no UTF-8": b"\xff\xfe\xfa",
+        "id is null": b'{"data": {"id": null}}',
+        "id is a number": b'{"data": {"id": 7}}',
+        "too long": b" " * ((1 << 20) + 1),
+    }
+    for name, content in bodies.items():
+        yield pytest.param(fs.lost_body(content), id=name)
+    for value in NO_IDS:
+        yield pytest.param(fs.lost_body(json.dumps({"data": {"id": value}}).encode()), id=f"id {value[:9]!a}")
+
+
+@pytest.mark.parametrize("fault", list(lost_faults()))
+def test_without_a_usable_answer_a_creation_is_lost_and_not_asked_twice(server, api, fault, monkeypatch):
+    monkeypatch.setattr(api_module, "CREATE_TIMEOUT", 0.2)
+    server.fail("POST", fault)
+    with pytest.raises(AnchorLostCreateError, match="looks for it by its tag") as caught:
+        api.create({})
+    assert caught.value.what == "create a session"
+    assert caught.value.message
+    assert caught.value.tries == 1
+    assert str(caught.value).isprintable()
+    assert server.requests == [("POST", "/v1/sessions")]
+    check_no_key(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{}", "an answer without an id"), (b'{"data": {"id": "../all"}}', "a hostile id, '../all'")],
+)
+def test_the_reason_of_a_lost_creation(server, api, content, message):
+    server.fail("POST", fs.lost_body(content))
+    with pytest.raises(AnchorLostCreateError) as caught:
+        api.create({})
+    assert caught.value.message == message
+    assert caught.value.status == 200
+
+
+def test_silence_is_called_so(server, api, monkeypatch):
+    monkeypatch.setattr(api_module, "CREATE_TIMEOUT", 0.1)
+    server.fail("POST", fs.silent)
+    with pytest.raises(AnchorLostCreateError, match="no answer in time"):
+        api.create({})
+
+
+def test_a_creation_may_take_longer_than_other_calls(server, api, monkeypatch):
+    monkeypatch.setattr(api_module, "CALL_TIMEOUT", 0.05)
+    server.fail("POST", fs.slow(0.2))
+    assert api.create({}).id in server.alive
+    assert api_module.CREATE_TIMEOUT == 120
+
+
+def test_a_refused_connection_creates_nothing(quick):
+    api = AnchorAPI(f"http://127.0.0.1:{free_port()}", KEY)
+    with pytest.raises(AnchorAPIError, match="Connection refused") as caught:
+        api.create({})
+    assert type(caught.value) is AnchorAPIError
+    assert "--anchor-base-url" in caught.value.remedy
+
+
+def test_a_name_that_does_not_resolve_creates_nothing(quick):
+    with pytest.raises(AnchorAPIError) as caught:
+        AnchorAPI("https://nowhere.invalid", KEY).create({})
+    assert type(caught.value) is AnchorAPIError
+    assert "0x" not in str(caught.value)
+
+
+def test_a_connection_that_is_never_made_creates_nothing(quick, monkeypatch):
+    monkeypatch.setattr(api_module, "CONNECT_TIMEOUT", 0.1)
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for filler in (first, second):  # a full backlog answers no more
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        with pytest.raises(AnchorAPIError, match="no answer in time") as caught:
+            AnchorAPI(f"http://127.0.0.1:{listener.getsockname()[1]}", KEY).create({})
+    assert type(caught.value) is AnchorAPIError
+
+
+# the key
+
+
+def test_no_redirect_is_followed(server, api):
+    with FaultServer() as other:
+        for method in ("POST", "GET", "DELETE"):
+            for code in (301, 302, 303, 307, 308):
+                server.fail(method, fs.body(b"", code, Location=f"{other.url}/v1/sessions"))
+        for _ in range(5):
+            with pytest.raises(AnchorLostCreateError, match="the key would go along"):
+                api.create({})
+            with pytest.raises(AnchorAPIError, match="the key would go along"):
+                api.end("abc", TAG, deadline=later())
+            with pytest.raises(AnchorAPIError, match="the key would go along"):
+                api.sessions_with_tag(TAG, deadline=later())
+        assert other.requests == []
+    assert len(server.requests) == 15
+
+
+def test_to_loopback_goes_no_proxy(server, quick, monkeypatch):
+    with FaultServer() as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        AnchorAPI(server.url, KEY).create({})
+        assert proxy.connections == 0
+    assert len(server.alive) == 1
+
+
+def test_a_proxy_that_does_not_answer_creates_nothing(quick, monkeypatch):
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(AnchorAPIError) as caught:
+        AnchorAPI("https://anchor.example", KEY).create({})
+    assert type(caught.value) is AnchorAPIError
+
+
+def test_a_netrc_does_not_replace_the_key(server, quick, monkeypatch, tmp_path):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login a password b\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    AnchorAPI(server.url, KEY).create({})
+    assert "authorization" not in server.headers[0]
+    assert server.headers[0]["anchor-api-key"] == KEY
+
+
+def test_cookies_are_not_kept(server, api):
+    server.fail("GET", fs.body(b'{"data": {"items": []}}', Set_Cookie="a=b; Path=/"))
+    for _ in range(2):
+        api.sessions_with_tag(TAG, deadline=later())
+    assert "cookie" not in server.headers[1]
+
+
+def test_the_key_is_in_no_repr(api, server):
+    assert KEY not in repr(api)
+    assert server.url in repr(api)
+    assert KEY not in repr(api._auth)
+    assert KEY not in repr(vars(api._session()))
+
+
+@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+def test_the_key_is_in_no_error(server, api, method, monkeypatch):
+    monkeypatch.setattr(api_module, "CREATE_TIMEOUT", 0.2)
+    calls = {
+        "POST": lambda: api.create({}),
+        "GET": lambda: api.sessions_with_tag(TAG, deadline=later()),
+        "DELETE": lambda: api.end("abc", TAG, deadline=later()),
+    }
+    echo = json.dumps({"error": {"code": KEY, "message": f"bad key {KEY}"}}).encode()
+    for fault in (
+        fs.reset,
+        fs.body(echo, 400),
+        fs.body(f"<html>{KEY}</html>".encode(), 403),
+        fs.body(b"x" * 195 + KEY.encode(), 403),
+        fs.body(json.dumps({"data": {"id": f"x?apiKey={KEY}"}}).encode(), 200 if method == "POST" else 400),
+    ):
+        server.fail_always(method, fault)
+        with pytest.raises(AnchorAPIError) as caught:
+            calls[method]()
+        check_no_key(caught.value)
+        check_no_key(caught.value, KEY[:5])
+
+
+def test_the_key_is_in_no_frame_when_the_connection_fails(quick):
+    api = AnchorAPI(f"http://127.0.0.1:{free_port()}", KEY)
+    with pytest.raises(AnchorAPIError) as caught:
+        api.create({})
+    assert caught.value.__cause__ is caught.value.__context__ is None
+    assert not [text for text in frames(caught.value) if KEY in text]
+
+
+# retries
+
+
+@pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
+def test_passing_trouble_is_asked_again(server, api, code):
+    session_id = server.add()
+    server.fail("DELETE", *[fs.status(code)] * 3)
+    assert api.end(session_id, TAG, deadline=later()) == Ended(already=False)
+    assert server.alive == []
+    server.fail("GET", *[fs.status(code)] * 3)
+    assert api.sessions_with_tag(TAG, deadline=later()) == []
+    assert (server.count("DELETE"), server.count("GET")) == (4, 4)
+
+
+def test_resets_are_asked_again(server, api):
+    session_id = server.add()
+    server.fail("DELETE", *[fs.reset] * 3)
+    server.fail("GET", *[fs.reset] * 3)
+    api.end(session_id, TAG, deadline=later())
+    api.sessions_with_tag(TAG, deadline=later())
+    assert (server.count("DELETE"), server.count("GET")) == (4, 4)
+
+
+@pytest.mark.parametrize("fault", [fs.status(500, "still broken"), fs.reset], ids=["500", "reset"])
+def test_after_four_tries_it_gives_up(server, api, fault):
+    server.fail_always("DELETE", fault)
+    with pytest.raises(AnchorAPIError, match="tried 4 times") as caught:
+        api.end(server.add(), TAG, deadline=later())
+    assert caught.value.tries == server.count("DELETE") == 4
+    assert caught.value.status == (500 if fault is not fs.reset else None)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("code", [400, 402, 403, 405, 409, 422, 501])
+def test_lasting_trouble_is_not_asked_again(server, api, code):
+    server.fail_always("DELETE", fs.status(code, "no"))
+    with pytest.raises(AnchorAPIError) as caught:
+        api.end(server.add(), TAG, deadline=later())
+    assert (caught.value.status, caught.value.tries) == (code, 1)
+    assert server.count("DELETE") == 1
+
+
+def when(seconds):
+    return format_datetime(datetime.now(timezone.utc) + timedelta(seconds=seconds), usegmt=True)
+
+
+@pytest.mark.parametrize("code", [429, 503])
+@pytest.mark.parametrize(
+    "value",
+    [lambda: "999999999", lambda: "9" * 400, lambda: when(3600), lambda: "Fri, 31 Dec 9999 23:59:59 GMT"],
+    ids=["seconds", "digits", "date", "9999"],
+)
+def test_retry_after_is_waited_for_but_not_for_ever(server, api, code, value, monkeypatch):
+    monkeypatch.setattr(api_module, "MAX_RETRY_AFTER", 0.15)
+    server.fail("DELETE", fs.status(code, Retry_After=value()))
+    before = time.monotonic()
+    api.end(server.add(), TAG, deadline=later())
+    assert 0.15 <= time.monotonic() - before < 3
+
+
+@pytest.mark.parametrize("value", ["junk", "-5", "0", "Wed, 21 Oct 2015 07:28:00 GMT", "Fri, 31 Dec 99999 23:59:59 GMT"])
+def test_retry_after_that_says_nothing_is_no_reason_to_wait(server, api, value):
+    server.fail("DELETE", fs.status(429, Retry_After=value))
+    before = time.monotonic()
+    api.end(server.add(), TAG, deadline=later())
+    assert time.monotonic() - before < 0.9
+    assert server.count("DELETE") == 2
+
+
+def test_retry_after_in_seconds(server, api):
+    server.fail("GET", fs.status(429, Retry_After="1"))
+    before = time.monotonic()
+    api.sessions_with_tag(TAG, deadline=later())
+    assert 1 <= time.monotonic() - before < 4
+
+
+def test_retries_back_off(server):
+    server.fail("GET", *[fs.status(500)] * 2)
+    before = time.monotonic()
+    AnchorAPI(server.url, KEY).sessions_with_tag(TAG, deadline=later())
+    assert 0.4 <= time.monotonic() - before < 4
+
+
+def test_nothing_is_waited_for_past_the_deadline(server, api):
+    server.fail_always("DELETE", fs.status(429, "slow down", Retry_After="5"))
+    before = time.monotonic()
+    with pytest.raises(AnchorAPIError, match="slow down") as caught:
+        api.end(server.add(), TAG, deadline=later(2))
+    assert time.monotonic() - before < 1.5
+    assert (caught.value.status, caught.value.tries, server.count("DELETE")) == (429, 1, 1)
+
+
+def test_resets_are_not_asked_again_past_the_deadline(server):
+    server.fail_always("DELETE", fs.reset)
+    with pytest.raises(AnchorAPIError) as caught:
+        AnchorAPI(server.url, KEY).end(server.add(), TAG, deadline=later(0.2))
+    assert caught.value.tries == server.count("DELETE") == 2  # the first retry follows at once
+
+
+# ending
+
+
+def test_end(server, api):
+    mine, other = server.add(TAG), server.add("theirs")
+    assert api.end(mine, TAG, deadline=later()) == Ended(already=False, note="")
+    assert server.requests == [("DELETE", f"/v1/sessions/{mine}")]
+    assert server.alive == [other]
+
+
+@pytest.mark.parametrize("code", [200, 202, 204])
+def test_success_without_a_body_is_believed(server, api, code):
+    server.fail("DELETE", fs.body(b"", code))
+    assert api.end("abc", TAG, deadline=later()) == Ended(already=False)
+    assert server.count("GET") == 0
+
+
+@pytest.mark.parametrize("content", [b"<html>welcome</html>", b"[]", b"null", b'{"error": {"message": "no"}}'])
+def test_a_strange_success_is_settled_by_the_list(server, api, content):
+    session_id = server.add(TAG)
+    server.fail("DELETE", fs.body(content), fs.body(content))
+    with pytest.raises(AnchorAPIError) as caught:
+        api.end(session_id, TAG, deadline=later())
+    assert caught.value.status == 200
+    assert caught.value.what == f"end session {session_id}"
+    server.end(session_id)
+    assert api.end(session_id, TAG, deadline=later()) == Ended(already=True)
+
+
+@pytest.mark.parametrize("code", [401, 404, 410])
+def test_a_session_that_is_over_is_no_failure(server, api, code):
+    server.already_over = code
+    session_id = server.add(TAG)
+    server.end(session_id)
+    assert api.end(session_id, TAG, deadline=later()) == Ended(already=True, note="")
+    assert api.end("unknown", TAG, deadline=later()) == Ended(already=True, note="")
+    assert server.count("GET", "/v1/sessions/all/status") == 2
+
+
+@pytest.mark.parametrize("code", [401, 404, 410])
+def test_a_session_that_is_over_but_listed_as_alive_gets_a_note(server, api, code):
+    session_id = server.add(TAG)
+    server.fail("DELETE", fs.status(code))
+    assert api.end(session_id, TAG, deadline=later()) == Ended(
+        already=True, note="the API lists it as 'running'"
+    )
+
+
+def test_a_note_speaks_of_the_right_session(server, api):
+    server.add(TAG)
+    over = server.add(TAG)
+    server.end(over)
+    assert api.end(over, TAG, deadline=later()).note == ""
+
+
+@pytest.mark.parametrize("code", [401, 404, 410])
+def test_a_revoked_key_is_a_failure(server, api, code):
+    session_id = server.add(TAG)
+    server.fail("DELETE", fs.status(code))
+    server.keys.clear()
+    with pytest.raises(AnchorAPIError, match="check ANCHORBROWSER_API_KEY") as caught:
+        api.end(session_id, TAG, deadline=later())
+    assert caught.value.status == 401
+    assert caught.value.what == f"end session {session_id}"
+
+
+def test_the_tries_are_those_of_the_ending(server, api):
+    server.fail("DELETE", fs.status(500), fs.status(500), fs.status(401))
+    server.fail_always("GET", fs.status(403))
+    with pytest.raises(AnchorAPIError) as caught:
+        api.end("abc", TAG, deadline=later())
+    assert caught.value.tries == 3
+
+
+def test_a_list_that_cannot_be_read_settles_nothing(server, api):
+    server.fail("DELETE", fs.status(401))
+    server.fail("GET", fs.body(b"<html>"))
+    with pytest.raises(AnchorAPIError, match="end session abc: HTTP 200: “not JSON: <html>”. This is no answer"):
+        api.end("abc", TAG, deadline=later())
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        fs.silent,
+        fs.trickle(b""),
+        fs.trickle(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"),
+        fs.trickle(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"),
+    ],
+    ids=["silence", "connection", "body", "endless"],
+)
+@pytest.mark.parametrize("method", ["DELETE", "GET"])
+def test_an_answer_that_does_not_come_is_not_waited_for(server, api, method, fault):
+    server.fail_always(method, fault)
+    before = time.monotonic()
+    with pytest.raises(AnchorAPIError, match="in time") as caught:
+        if method == "DELETE":
+            api.end(server.add(TAG), TAG, deadline=later(0.3))
+        else:
+            api.sessions_with_tag(TAG, deadline=later(0.3))
+    assert time.monotonic() - before < 2
+    assert caught.value.status is None
+
+
+def test_calls_have_a_timeout_of_their_own(server, api, monkeypatch):
+    monkeypatch.setattr(api_module, "CALL_TIMEOUT", 0.1)
+    server.fail_always("DELETE", fs.silent)
+    with pytest.raises(AnchorAPIError, match="no answer in time .tried 4 times.") as caught:
+        api.end(server.add(TAG), TAG, deadline=later(30))
+    assert caught.value.tries == 4
+
+
+def test_an_answer_of_ten_megabytes_is_not_read(server, api):
+    server.fail("DELETE", fs.body(b"x" * 10_000_000))
+    with pytest.raises(AnchorAPIError, match="more than 1048576 bytes"):
+        api.end(server.add(TAG), TAG, deadline=later())
+
+
+def test_an_answer_that_is_just_not_too_long_is_read(server, api):
+    server.fail("DELETE", fs.body(b'{"data": "' + b"x" * ((1 << 20) - 12) + b'"}'))
+    assert api.end("abc", TAG, deadline=later()) == Ended(already=False)
+
+
+def test_a_long_list_is_read(server, api):
+    tags = [TAG, "x" * 200]
+    items = [{"session_id": f"s{n}", "status": "running", "tags": tags} for n in range(5000)]
+    server.fail("GET", fs.body(json.dumps({"data": {"items": items}}).encode()))
+    assert len(api.sessions_with_tag(TAG, deadline=later())) == 5000
+
+
+# the list
+
+
+def test_list(server, api):
+    mine, over = server.add("x", TAG), server.add(TAG)
+    server.end(over)
+    server.add("pytest-anchor:new=inv-2")
+    listed = api.sessions_with_tag(TAG, deadline=later())
+    assert listed == [Listed(mine, "running", ("x", TAG)), Listed(over, "completed", (TAG,))]
+    assert [one.alive for one in listed] == [True, False]
+    assert server.requests == [("GET", "/v1/sessions/all/status")]
+
+
+@pytest.mark.parametrize("status", ["running", "active", "COMPLETED", "stopped", "", "None"])
+def test_a_status_that_is_not_known_counts_as_alive(status):
+    assert Listed("x", status, ()).alive
+
+
+def test_strangers_and_nonsense_in_a_list_are_left_out(server, api):
+    good = {"session_id": "good", "status": None, "tags": [TAG, 7, None]}
+    items = [
+        good,
+        {"session_id": "stranger", "status": "running", "tags": ["theirs"]},
+        {"session_id": "near", "status": "running", "tags": [TAG + "2", TAG[:-1]]},
+        {"session_id": "no-tags", "status": "running"},
+        {"session_id": "text", "status": "running", "tags": TAG},
+        {"session_id": "null", "status": "running", "tags": None},
+        {"session_id": "all", "status": "running", "tags": [TAG]},
+        {"session_id": 7, "status": "running", "tags": [TAG]},
+        {"status": "running", "tags": [TAG]},
+        "text",
+        None,
+        [TAG],
+    ]
+    server.fail("GET", fs.body(json.dumps({"data": {"items": items}}).encode()))
+    assert api.sessions_with_tag(TAG, deadline=later()) == [Listed("good", "None", (TAG,))]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>", b"[]", b"{}", b'{"data": []}', b'{"data": {"items": {}}}', b'{"data": {"items": null}}']
+)
+def test_what_is_no_list_is_an_error(server, api, content):
+    server.fail("GET", fs.body(content))
+    with pytest.raises(AnchorAPIError, match="could not list the run's sessions: HTTP 200"):
+        api.sessions_with_tag(TAG, deadline=later())
+
+
+def test_a_list_with_another_status_is_an_error(server, api):
+    server.fail("GET", fs.body(b'{"data": {"items": []}}', 206))
+    with pytest.raises(AnchorAPIError, match="HTTP 206"):
+        api.sessions_with_tag(TAG, deadline=later())
+
+
+# words
+
+
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [
+        (400, "anchor_session_defaults"),
+        (401, "ANCHORBROWSER_API_KEY"),
+        (402, "credits"),
+        (403, "cost limit"),
+        (404, "--anchor-base-url"),
+        (429, "fewer workers"),
+        (418, "no answer of Anchor's API"),
+        (500, "at the API's side"),
+        (503, "at the API's side"),
+    ],
+)
+def test_every_status_has_its_remedy(server, api, code, word):
+    server.fail("POST", fs.status(code))
+    with pytest.raises(AnchorAPIError) as caught:
+        api.create({})
+    expected = "looks for it by its tag" if code >= 500 else word
+    assert expected in caught.value.remedy
+    server.fail_always("GET", fs.status(code))
+    with pytest.raises(AnchorAPIError) as caught:
+        api.sessions_with_tag(TAG, deadline=later())
+    assert word in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [
+        (b'{"error": {"code": "E7", "message": "the words"}}', "E7", "the words"),
+        (b'{"error": "plain"}', "", "plain"),
+        (b'{"error": {"code": 400}}', "400", '{"error": {"code": 400}}'),
+        (b'{"error": null}', "", '{"error": null}'),
+        (b'{"detail": "x"}', "", '{"detail": "x"}'),
+        (b"", "", "no reason given"),
+        (b"  ", "", "no reason given"),
+        (b"<b>Bad Gateway</b>", "", "not JSON: <b>Bad Gateway</b>"),
+        (b"\x1b[31m\xff", "", "not JSON: \\x1b[31m\ufffd"),
+        (b'{"error": {"code": "\\u001b[2J", "message": "\\u001b]0;owned\\u0007"}}', "\\x1b[2J", "\\x1b]0;owned\\x07"),
+        (b'{"error": {"message": ["a", 1]}}', "", "['a', 1]"),
+        (b"x" * 1000, "", "not JSON: " + "x" * 200),
+    ],
+)
+def test_the_apis_own_words(server, api, content, code, message):
+    server.fail("POST", fs.body(content, 400))
+    with pytest.raises(AnchorAPIError) as caught:
+        api.create({})
+    assert (caught.value.code, caught.value.message) == (code, message)
+    assert str(caught.value).isprintable()
+
+
+# processes and TLS
+
+
+def test_a_forked_child_uses_connections_of_its_own(server, api):
+    api.sessions_with_tag(TAG, deadline=later())
+    assert server.connections == 1
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            api.sessions_with_tag(TAG, deadline=later())
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    api.sessions_with_tag(TAG, deadline=later())
+    assert server.connections == 2
+
+
+@pytest.fixture
+def tls(tmp_path, monkeypatch):
+    """A context for a TLS server on loopback that `requests` trusts."""
+    if not (openssl := shutil.which("openssl")):
+        pytest.skip("openssl is missing")
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = [openssl, "req", "-x509", *kind, "-keyout", key, "-out", cert, *name]
+    subprocess.run(command, check=True, capture_output=True)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(cert))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    return context
+
+
+def serve_tls(listener, context, asked):
+    """Take every request in, and answer with a TLS record that cannot be decrypted."""
+    while True:
+        try:
+            plain, _ = listener.accept()
+        except OSError:
+            return
+        with plain, socket.socket(fileno=os.dup(plain.fileno())) as raw:
+            try:
+                with context.wrap_socket(plain, server_side=True) as secure:
+                    asked.append(secure.recv(65536).split()[0])
+                    raw.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+                    secure.recv(1)  # until the client has had enough
+            except OSError:
+                continue
+
+
+@pytest.fixture
+def broken_tls(tls):
+    asked: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve_tls, args=(listener, tls, asked))
+        thread.start()
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}", asked
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+
+
+def test_a_post_is_not_repeated_when_tls_breaks_after_it(broken_tls, quick):
+    url, asked = broken_tls
+    with pytest.raises(AnchorLostCreateError):
+        AnchorAPI(url, KEY).create({})
+    assert asked == [b"POST"]
+
+
+def test_a_delete_is_repeated_when_tls_breaks(broken_tls, quick):
+    url, asked = broken_tls
+    with pytest.raises(AnchorAPIError):
+        AnchorAPI(url, KEY).end("abc", TAG, deadline=later())
+    assert asked == [b"DELETE"] * 4
+
+
+def test_a_certificate_that_is_not_trusted_creates_nothing(broken_tls, quick, monkeypatch):
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    url, asked = broken_tls
+    with pytest.raises(AnchorAPIError, match="certificate verify failed") as caught:
+        AnchorAPI(url, KEY).create({})
+    assert type(caught.value) is AnchorAPIError
+    assert asked == []

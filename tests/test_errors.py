@@ -1,0 +1,92 @@
+import copy
+import pickle
+
+import pytest
+
+from pytest_anchor.errors import (
+    AnchorAPIError,
+    AnchorConfigError,
+    AnchorError,
+    AnchorLostCreateError,
+    AnchorRegistryError,
+    printable,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain “quotes” and ümlaut", "plain “quotes” and ümlaut"),
+        ("\x1b[2Jgone\x07", "\\x1b[2Jgone\\x07"),
+        ("a\nb\r\tc", "a\\nb\\r\\tc"),
+        ("\x9b31m", "\\x9b31m"),
+        ("\u202egnp.exe", "\\u202egnp.exe"),
+        ("\ud800", "\\ud800"),
+        ("", ""),
+    ],
+)
+def test_control_characters_are_escaped(text, shown):
+    assert printable(text) == shown
+
+
+def test_long_text_is_cut_at_the_limit():
+    assert printable("x" * 300) == "x" * 300
+    assert printable("x" * 301) == "x" * 299 + "…"
+    assert printable("abcdef", 4) == "abc…"
+
+
+@pytest.mark.parametrize("kind", [AnchorAPIError, AnchorLostCreateError])
+@pytest.mark.parametrize("clone", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy], ids=["pickle", "copy"])
+def test_api_errors_survive_pickling_whole(kind, clone):
+    error = kind("end session x", status=500, code="E1", message="m", remedy="Do it.", tries=4)
+    again = clone(error)
+    assert type(again) is kind
+    assert (again.what, again.fields(), str(again)) == (error.what, error.fields(), str(error))
+    assert again.fields() == {"status": 500, "code": "E1", "message": "m", "remedy": "Do it.", "tries": 4}
+
+
+@pytest.mark.parametrize("kind", [AnchorError, AnchorConfigError, AnchorRegistryError])
+def test_other_errors_survive_pickling(kind):
+    again = pickle.loads(pickle.dumps(kind("a sentence")))
+    assert type(again) is kind
+    assert str(again) == "a sentence"
+
+
+def test_hierarchy():
+    assert issubclass(AnchorLostCreateError, AnchorAPIError)
+    for kind in (AnchorAPIError, AnchorConfigError, AnchorRegistryError):
+        assert issubclass(kind, AnchorError)
+    assert not issubclass(AnchorConfigError, AnchorAPIError)
+    assert not issubclass(AnchorRegistryError, AnchorAPIError)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, "no answer"),
+        ({"status": 500}, "HTTP 500"),
+        ({"status": 500, "message": "oops"}, "HTTP 500: “oops”"),
+        ({"status": 401, "code": "401", "message": "bad"}, "HTTP 401: “bad”"),
+        ({"status": 402, "code": "no_credits", "message": "pay"}, "HTTP 402 code no_credits: “pay”"),
+        ({"message": "connection refused", "tries": 4}, "connection refused (tried 4 times)"),
+        ({"status": 503, "tries": 2}, "HTTP 503 (tried 2 times)"),
+        ({"tries": 2}, "no answer (tried 2 times)"),
+    ],
+)
+def test_reason(fields, reason):
+    assert AnchorAPIError("do", **fields).reason == reason
+
+
+def test_text_is_a_sentence_with_a_remedy():
+    assert str(AnchorAPIError("end session x", status=500, message="oops", remedy="Wait.")) == (
+        "could not end session x: HTTP 500: “oops”. Wait."
+    )
+    assert str(AnchorAPIError("end session x", status=500)) == "could not end session x: HTTP 500"
+
+
+def test_what_the_api_says_is_made_printable():
+    error = AnchorAPIError("x", status=400, code="\x1b]0;c" + "y" * 100, message="\x1b[31mred")
+    assert error.message == "\\x1b[31mred"
+    assert error.code.startswith("\\x1b]0;c")
+    assert len(error.code) <= 63
+    assert str(error).isprintable()

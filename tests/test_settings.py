@@ -1,0 +1,188 @@
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from pytest_anchor.errors import AnchorConfigError
+from pytest_anchor.settings import (
+    KEY_VARIABLES,
+    Settings,
+    check_base_url,
+    check_choice,
+    check_key,
+    check_seconds,
+    key_from_environment,
+    new_run_id,
+)
+
+SECRET = "sk-SECRET-99"
+
+
+def some(**changes):
+    values = {
+        "run_id": "r",
+        "folder": Path("/x/r"),
+        "owner": "main",
+        "base_url": "https://api.example",
+        "api_key": SECRET,
+        "local": False,
+        "chromium": "",
+        "on_leak": "fail",
+        "sweep_timeout": 60.0,
+    }
+    return Settings(**{**values, **changes})
+
+
+def test_frozen_and_its_repr_hides_the_key():
+    settings = some()
+    assert SECRET not in repr(settings)
+    assert "api.example" in repr(settings)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.owner = "gw0"  # type: ignore[misc]
+
+
+def test_a_worker_gets_the_same_as_plain_builtins_without_the_key(monkeypatch):
+    values = some().for_worker("gw1")
+    assert json.loads(json.dumps(values)) == values
+    assert SECRET not in repr(values)
+    assert SECRET.encode() not in pickle.dumps(values)
+    monkeypatch.setenv("ANCHOR_API_KEY", "of-the-worker")
+    assert Settings.of_worker(values) == some(owner="gw1", api_key="of-the-worker")
+
+
+def test_a_local_key_crosses_to_the_worker(monkeypatch):
+    monkeypatch.setenv("ANCHORBROWSER_API_KEY", "real")
+    settings = some(local=True, base_url="", api_key="local-1")
+    assert Settings.of_worker(settings.for_worker("gw0")) == dataclasses.replace(settings, owner="gw0")
+
+
+def test_run_ids_are_fresh():
+    ids = {new_run_id() for _ in range(50)}
+    assert len(ids) == 50
+    assert all(len(one) == 16 and int(one, 16) >= 0 for one in ids)
+
+
+def test_the_key_is_read_from_the_first_variable_that_holds_one(monkeypatch):
+    assert key_from_environment() is None
+    monkeypatch.setenv("ANCHOR_API_KEY", "second")
+    assert key_from_environment() == "second"
+    monkeypatch.setenv("ANCHORBROWSER_API_KEY", "")
+    assert key_from_environment() == "second"
+    monkeypatch.setenv("ANCHORBROWSER_API_KEY", "first")
+    assert key_from_environment() == "first"
+
+
+def test_a_good_key_is_returned():
+    assert check_key(SECRET) == SECRET
+
+
+@pytest.mark.parametrize("key", [None, ""])
+def test_no_key_names_the_variables_and_the_way_without(key):
+    with pytest.raises(AnchorConfigError) as caught:
+        check_key(key)
+    assert all(name in str(caught.value) for name in (*KEY_VARIABLES, "--anchor-local"))
+
+
+@pytest.mark.parametrize("key", ["{}\n", " {}", "{} ", "{}\r\nx: y", "é{}", "\x00{}", "\t{}", "{}\x7f"])
+def test_a_key_that_is_no_header_value_is_refused_and_not_shown(key):
+    with pytest.raises(AnchorConfigError) as caught:
+        check_key(key.format(SECRET))
+    assert SECRET not in str(caught.value)
+    assert "--anchor-local" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("https://api.anchorbrowser.io", "https://api.anchorbrowser.io"),
+        ("https://proxy.example:8443/anchor/", "https://proxy.example:8443/anchor"),
+        ("http://localhost:8000/", "http://localhost:8000"),
+        ("http://LOCALHOST", "http://LOCALHOST"),
+        ("http://127.0.0.1:1", "http://127.0.0.1:1"),
+        ("http://127.255.255.254", "http://127.255.255.254"),
+        ("http://[::1]:9/x//", "http://[::1]:9/x"),
+    ],
+)
+def test_base_urls_that_may_be_used(value, kept):
+    assert check_base_url(value) == kept
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "api.anchorbrowser.io",
+        "ftp://x.example",
+        "file:///etc/passwd",
+        "https://",
+        "https:///path",
+        "https://x.example:port",
+        "https://x.example:99999",
+        "https://[::1",
+        "https://x.example/a b",
+        "https://x.example/\n",
+        "https://x.example/\x1b[2J",
+    ],
+)
+def test_what_is_no_url_is_refused_in_a_printable_sentence(value):
+    with pytest.raises(AnchorConfigError, match="is no http:// or https:// URL; the default is") as caught:
+        check_base_url(value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://user:pass@x.example",
+        "https://user@x.example",
+        "https://@x.example",
+        "https://x.example/?a=1",
+        "https://x.example#f",
+        "https://x.example?",
+        "https://x.example#",
+    ],
+)
+def test_a_base_url_has_no_user_query_or_fragment(value):
+    with pytest.raises(AnchorConfigError) as caught:
+        check_base_url(value)
+    assert "pass" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://api.anchorbrowser.io",
+        "http://localhost.evil.example",
+        "http://127.0.0.1.evil.example",
+        "http://127.0.0",
+        "http://127.0.0.256",
+        "http://127.0.0.x",
+        "http://128.0.0.1",
+        "http://0.0.0.0",
+        "http://127.0.0.١",
+        "http://10.0.0.1",
+        "http://[::2]",
+    ],
+)
+def test_the_key_does_not_travel_in_the_clear(value):
+    with pytest.raises(AnchorConfigError):
+        check_base_url(value)
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("1", 1.0), ("0.5", 0.5), ("999999", 999999.0), ("1e3", 1000.0)])
+def test_seconds(value, seconds):
+    assert check_seconds("--x", value) == seconds
+
+
+@pytest.mark.parametrize("value", ["", "0", "-1", "nan", "inf", "1e6", "soon", "1s"])
+def test_what_is_no_number_of_seconds_is_refused(value):
+    with pytest.raises(AnchorConfigError, match="--x takes a number of seconds above 0, not"):
+        check_seconds("--x", value)
+
+
+def test_choice():
+    assert check_choice("--x", "warn", ("fail", "warn")) == "warn"
+    with pytest.raises(AnchorConfigError, match="--x takes fail or warn, not 'maybe'"):
+        check_choice("--x", "maybe", ("fail", "warn"))

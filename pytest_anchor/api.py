@@ -461,8 +461,11 @@ def _never_sent(error: BaseException) -> bool:
 
 def _reason(error: BaseException) -> str:
     chain = _chain(error)
-    if any(isinstance(one, (requests.Timeout, urllib3.exceptions.TimeoutError)) for one in chain):
+    no_connection = any(isinstance(one, NewConnectionError) for one in chain)  # to urllib3 a kind of timeout
+    timeouts = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
+    if not no_connection and any(isinstance(one, timeouts) for one in chain):
         return "no answer in time"
     # The innermost says what the system said; those around it repeat it with their object's address.
     inner = next((one for one in reversed(chain) if isinstance(one, OSError) and one.strerror), chain[-1])
-    return (isinstance(inner, OSError) and inner.strerror) or str(inner) or type(inner).__name__
+    text = (isinstance(inner, OSError) and inner.strerror) or str(inner) or type(inner).__name__
+    return text.rpartition(": ")[2] if no_connection else text

@@ -67,8 +67,8 @@ class _Plugin:
 
     @property
     def secret(self) -> str | None:
-        """The API key if this process has used it."""
-        return self.owner.secret if "owner" in vars(self) else None
+        """The API key if this process has had a use for it."""
+        return self.settings.api_key if "owner" in vars(self) else None
 
     def test(self) -> str:
         return self.item.nodeid if self.item is not None else "?"
@@ -181,14 +181,29 @@ def pytest_runtest_protocol(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
-    """Keep the key out of what a test prints and raises: a cdp_url contains it."""
+    """Keep the key out of what a test prints, raises and records: a cdp_url contains it."""
     report = yield
-    plugin = item.config.stash[_KEY]
-    if key := plugin.secret:
-        if report.longrepr and key in (text := str(report.longrepr)):
-            report.longrepr = text.replace(key, "***")
-        report.sections = [(name, text.replace(key, "***")) for name, text in report.sections]
+    key = item.config.stash[_KEY].secret
+    if key and key in f"{report.longrepr}{report.sections}{report.user_properties}{getattr(report, 'wasxfail', '')}":
+        _without_key(report, key)
     return report
+
+
+def _without_key(report: pytest.TestReport, key: str) -> None:
+    def clean(value: Any) -> str:
+        return str(value).replace(key, "***")
+
+    if isinstance(report.longrepr, tuple):  # a skip: file, line and reason
+        path, line, reason = report.longrepr
+        report.longrepr = (path, line, clean(reason))
+    elif report.longrepr:
+        report.longrepr = clean(report.longrepr)
+    if hasattr(report, "wasxfail"):
+        report.wasxfail = clean(report.wasxfail)
+    report.sections = [(name, clean(text)) for name, text in report.sections]
+    report.user_properties = [
+        (name, clean(value) if key in str(value) else value) for name, value in report.user_properties
+    ]
 
 
 # Last, for two reasons: pytest's own last teardown is a pytest_sessionfinish too, and xdist's waits for its workers.

@@ -33,7 +33,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout, lock_descriptor
+from filelock import FileLock, Timeout, lock_descriptor, unlock_descriptor
 
 from .errors import AnchorRegistryError
 from .settings import REGISTRY_NAME
@@ -244,7 +244,10 @@ class Run:
                 if time.monotonic() > deadline:
                     raise Timeout(str(self.folder / "journal.lock"))
                 time.sleep(_LOCK_PAUSE)
-            yield
+            try:
+                yield
+            finally:
+                unlock_descriptor(fd)  # closing does not do it where another thread forks just now
         finally:
             os.close(fd)
 

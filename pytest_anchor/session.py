@@ -190,6 +190,7 @@ class Owner:
         :raises AnchorConfigError: there is no usable key, or no local backend.
         :raises AnchorRegistryError: the registry cannot be used.
         """
+        __tracebackhide__ = True
         with self._lock:
             key = check_key(self.settings.api_key)
             run = self.join()
@@ -248,11 +249,6 @@ class Owner:
         records = [session._record for session in sessions]  # noqa: SLF001
         failures = end_sessions(api, run, records, how=how, deadline=time.monotonic() + timeout)
         return {by_nonce[nonce]: error for nonce, error in failures.items()}
-
-    @property
-    def secret(self) -> str | None:
-        """The API key once a session was asked for, for those who must keep it out of sight."""
-        return self.settings.api_key if self._api else None
 
     def close(self) -> None:
         """Let go of the registry; what is open stays recorded."""

@@ -74,6 +74,7 @@ def check_key(key: str | None) -> str:
 
     :raises AnchorConfigError: there is none, or it cannot be a header's value.
     """
+    __tracebackhide__ = True  # pytest shows a frame's arguments
     names = " or ".join(KEY_VARIABLES)
     if not key:
         raise AnchorConfigError(

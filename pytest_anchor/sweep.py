@@ -37,19 +37,20 @@ def sweep_run(api: AnchorAPI, run: Run, run_id: str, *, timeout: float, progress
     :returns: why the API's list could not be read, if so: sessions may be missing from the record.
     """
     deadline = time.monotonic() + timeout
+    if not any(record.id or record.unresolved for record in run.read().records.values()):
+        return None
     for pause in chain(_PAUSES, repeat(_PAUSES[-1])):
-        failures = end_sessions(api, run, _open(run.read()), how="sweep", deadline=deadline, progress=progress)
+        failures = end_sessions(api, run, _open(run.state), how="sweep", deadline=deadline, progress=progress)
         listing = adopt_listed(api, run, run_id, deadline=deadline)
         state = run.read()
         left = _open(state)
-        may_turn_up = not listing and any(map(_may_turn_up, state.records.values()))
-        if not left and not listing and not may_turn_up:
-            return None
+        lost = [record for record in state.records.values() if record.unresolved]
         if time.monotonic() >= deadline:
             break
         if all(record.nonce in failures for record in left):  # none was found just now
-            errors = [*failures.values(), *([listing] if listing else [])]
-            if not (may_turn_up or any(map(_may_pass, errors))) or time.monotonic() + pause >= deadline:
+            worth_it = any(map(_may_pass, failures.values()))
+            worth_it |= _may_pass(listing) if lost and listing else any(map(_may_turn_up, lost))
+            if not worth_it or time.monotonic() + pause >= deadline:
                 break
             progress(0, len(left))
             time.sleep(pause)
@@ -185,7 +186,7 @@ def _open(state: State) -> list[Record]:
 
 
 def _may_turn_up(record: Record) -> bool:
-    return record.unresolved and time.time() - record.time < LOST_GRACE
+    return time.time() - record.time < LOST_GRACE
 
 
 def _may_pass(error: AnchorAPIError) -> bool:

@@ -214,7 +214,7 @@ def test_silence_is_called_so(server, api, monkeypatch):
 
 
 def test_a_creation_may_take_longer_than_other_calls(server, api, monkeypatch):
-    monkeypatch.setattr(api_module, "CALL_TIMEOUT", 0.05)
+    monkeypatch.setitem(AnchorAPI._call.__kwdefaults__, "read", 0.05)
     server.fail("POST", fs.slow(0.2))
     assert api.create({}).id in server.alive
     assert api_module.CREATE_TIMEOUT == 120
@@ -251,20 +251,18 @@ def test_a_connection_that_is_never_made_creates_nothing(quick, monkeypatch):
 # the key
 
 
-def test_no_redirect_is_followed(server, api):
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed(server, api, code):
     with FaultServer() as other:
         for method in ("POST", "GET", "DELETE"):
-            for code in (301, 302, 303, 307, 308):
-                server.fail(method, fs.body(b"", code, Location=f"{other.url}/v1/sessions"))
-        for _ in range(5):
-            with pytest.raises(AnchorLostCreateError, match="the key would go along"):
-                api.create({})
-            with pytest.raises(AnchorAPIError, match="the key would go along"):
-                api.end("abc", TAG, deadline=later())
-            with pytest.raises(AnchorAPIError, match="the key would go along"):
-                api.sessions_with_tag(TAG, deadline=later())
-        assert other.requests == []
-    assert len(server.requests) == 15
+            server.fail_always(method, fs.body(b"", code, Location=f"{other.url}/v1/sessions"))
+        with pytest.raises(AnchorLostCreateError, match="the key would go along"):
+            api.create({})
+        with pytest.raises(AnchorAPIError, match="the key would go along"):
+            api.end("abc", TAG, deadline=later())
+        with pytest.raises(AnchorAPIError, match="the key would go along"):
+            api.sessions_with_tag(TAG, deadline=later())
+        assert other.connections == 0
 
 
 def test_to_loopback_goes_no_proxy(server, quick, monkeypatch):
@@ -363,17 +361,33 @@ def test_resets_are_asked_again(server, api):
 def test_after_four_tries_it_gives_up(server, api, fault):
     server.fail_always("DELETE", fault)
     with pytest.raises(AnchorAPIError, match="tried 4 times") as caught:
-        api.end(server.add(), TAG, deadline=later())
+        api.end(server.add(TAG), TAG, deadline=later())
     assert caught.value.tries == server.count("DELETE") == 4
     assert caught.value.status == (500 if fault is not fs.reset else None)
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("code", [400, 403, 500])
+def test_an_error_is_settled_by_the_list_as_well(server, api, code):
+    server.fail_always("DELETE", fs.status(code, "no"))
+    running, over = server.add(TAG), server.add(TAG)
+    server.end(over)
+    assert api.end(over, TAG, deadline=later()) == Ended(already=True)
+    for session_id in (running, "unknown"):
+        with pytest.raises(AnchorAPIError, match="no") as caught:
+            api.end(session_id, TAG, deadline=later())
+        assert (caught.value.status, caught.value.what) == (code, f"end session {session_id}")
+    server.fail_always("GET", fs.status(402))
+    with pytest.raises(AnchorAPIError, match="no") as caught:
+        api.end(over, TAG, deadline=later())
+    assert caught.value.status == code
 
 
 @pytest.mark.parametrize("code", [400, 402, 403, 405, 409, 422, 501])
 def test_lasting_trouble_is_not_asked_again(server, api, code):
     server.fail_always("DELETE", fs.status(code, "no"))
     with pytest.raises(AnchorAPIError) as caught:
-        api.end(server.add(), TAG, deadline=later())
+        api.end(server.add(TAG), TAG, deadline=later())
     assert (caught.value.status, caught.value.tries) == (code, 1)
     assert server.count("DELETE") == 1
 
@@ -423,7 +437,7 @@ def test_nothing_is_waited_for_past_the_deadline(server, api):
     server.fail_always("DELETE", fs.status(429, "slow down", Retry_After="5"))
     before = time.monotonic()
     with pytest.raises(AnchorAPIError, match="slow down") as caught:
-        api.end(server.add(), TAG, deadline=later(2))
+        api.end(server.add(TAG), TAG, deadline=later(2))
     assert time.monotonic() - before < 1.5
     assert (caught.value.status, caught.value.tries, server.count("DELETE")) == (429, 1, 1)
 
@@ -431,7 +445,7 @@ def test_nothing_is_waited_for_past_the_deadline(server, api):
 def test_resets_are_not_asked_again_past_the_deadline(server):
     server.fail_always("DELETE", fs.reset)
     with pytest.raises(AnchorAPIError) as caught:
-        AnchorAPI(server.url, KEY).end(server.add(), TAG, deadline=later(0.2))
+        AnchorAPI(server.url, KEY).end(server.add(TAG), TAG, deadline=later(0.2))
     assert caught.value.tries == server.count("DELETE") == 2  # the first retry follows at once
 
 
@@ -540,7 +554,8 @@ def test_an_answer_that_does_not_come_is_not_waited_for(server, api, method, fau
 
 
 def test_calls_have_a_timeout_of_their_own(server, api, monkeypatch):
-    monkeypatch.setattr(api_module, "CALL_TIMEOUT", 0.1)
+    assert AnchorAPI._call.__kwdefaults__["read"] == api_module.CALL_TIMEOUT == 15
+    monkeypatch.setitem(AnchorAPI._call.__kwdefaults__, "read", 0.1)
     server.fail_always("DELETE", fs.silent)
     with pytest.raises(AnchorAPIError, match="no answer in time .tried 4 times.") as caught:
         api.end(server.add(TAG), TAG, deadline=later(30))
@@ -661,7 +676,7 @@ def test_every_status_has_its_remedy(server, api, code, word):
         (b"\x1b[31m\xff", "", "not JSON: \\x1b[31m\ufffd"),
         (b'{"error": {"code": "\\u001b[2J", "message": "\\u001b]0;owned\\u0007"}}', "\\x1b[2J", "\\x1b]0;owned\\x07"),
         (b'{"error": {"message": ["a", 1]}}', "", "['a', 1]"),
-        (b"x" * 1000, "", "not JSON: " + "x" * 200),
+        (b"x" * 1000, "", "not JSON: " + "x" * 289 + "…"),
     ],
 )
 def test_the_apis_own_words(server, api, content, code, message):

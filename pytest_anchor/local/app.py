@@ -44,7 +44,7 @@ _NEVER = ("task_initiated", "playground", "proxy", "extra_stealth")
 class Api:
     """The API over *sessions*, for holders of *key*."""
 
-    def __init__(self, sessions: Sessions, key: str) -> None:  # noqa: D107
+    def __init__(self, sessions: Sessions, key: str) -> None:
         self._sessions = sessions
         self._key = key.encode()
         self._base = ""

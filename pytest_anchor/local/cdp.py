@@ -24,16 +24,16 @@ _MAX_MESSAGE = 0  # no limit: a screenshot or a trace is one message
 class Page:
     """A page of a Chromium, driven for a moment."""
 
-    def __init__(self, http: aiohttp.ClientSession, url: str) -> None:  # noqa: D107
+    def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
         self._http = http
         self._url = url
         self._numbers = itertools.count(1)
 
-    async def __aenter__(self) -> Page:  # noqa: D105, PYI034 - Python 3.10 has no Self
+    async def __aenter__(self) -> Page:  # noqa: PYI034 - Python 3.10 has no Self
         self._socket = await self._http.ws_connect(self._url, max_msg_size=_MAX_MESSAGE)
         return self
 
-    async def __aexit__(  # noqa: D105
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._socket.close()

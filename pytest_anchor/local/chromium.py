@@ -142,7 +142,7 @@ class Launcher:
 
     _PREFIX = "pytest-anchor-local-"
 
-    def __init__(self, executable: str) -> None:  # noqa: D107
+    def __init__(self, executable: str) -> None:
         self._executable = executable
         self._chromiums: set[Chromium] = set()
         self._http: aiohttp.ClientSession | None = None
@@ -186,9 +186,7 @@ class Launcher:
 class Chromium:
     """One running Chromium. Its whole process group and its profile are its own."""
 
-    def __init__(  # noqa: D107
-        self, executable: str, profile: Path, config: Config, http: aiohttp.ClientSession
-    ) -> None:
+    def __init__(self, executable: str, profile: Path, config: Config, http: aiohttp.ClientSession) -> None:
         self.profile = profile
         self._executable = executable
         self.stopped = False

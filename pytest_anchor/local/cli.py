@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     """
     options = _parser().parse_args(argv)
     try:
-        from .serve import serve  # noqa: PLC0415 - aiohttp is an extra
+        from .serve import serve
     except ModuleNotFoundError as error:
         if error.name != "aiohttp":
             raise
@@ -49,14 +49,14 @@ def main(argv: list[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    print(message, file=sys.stderr)  # noqa: T201 - a command's own words
+    print(message, file=sys.stderr)
     return 2
 
 
 def _watch(options: argparse.Namespace) -> Callable[[], None] | None:
     """Return what blocks until nobody is left who needs the backend; ``None`` to stay."""
     if options.watch_run:
-        from pytest_anchor.registry import wait_for_owners  # noqa: PLC0415 - only a run's backend needs it
+        from pytest_anchor.registry import wait_for_owners
 
         return lambda: wait_for_owners(options.watch_run)
     return None if options.keep else _wait_for_parent

@@ -136,7 +136,7 @@ def _no_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is no JSON number")
 
 
-def _check(value: Any, shape: Any, path: str) -> None:  # noqa: ANN401 - any JSON
+def _check(value: Any, shape: Any, path: str) -> None:
     if isinstance(shape, dict):
         _check(value, dict, path or "The body")
         for name, inner in shape.items():
@@ -151,7 +151,7 @@ def _check(value: Any, shape: Any, path: str) -> None:  # noqa: ANN401 - any JSO
         raise Refused(400, f"{path} must be {_WORDS[shape]}.")
 
 
-def _at(body: dict[str, Any], path: str) -> Any:  # noqa: ANN401 - any JSON
+def _at(body: dict[str, Any], path: str) -> Any:
     value: Any = body
     for name in path.split("."):
         value = value.get(name)
@@ -164,7 +164,7 @@ def _pixels(body: dict[str, Any], path: str, default: int) -> int:
     value = _at(body, path)
     if value is None:
         return default
-    if not 1 <= value <= 10_000:  # noqa: PLR2004 - beyond it Chromium allocates gigabytes
+    if not 1 <= value <= 10_000:
         raise Refused(400, f"{path} must be from 1 to 10000.")
     return int(value)
 
@@ -175,6 +175,6 @@ def _minutes(body: dict[str, Any], path: str, default: float) -> float | None:
         value = default
     if value == -1:
         return None
-    if not 0 < value <= 1_000_000:  # noqa: PLR2004 - the event loop's timers take no more than some months
+    if not 0 < value <= 1_000_000:
         raise Refused(400, f"{path} must be a number of minutes from 0 to 1000000, or -1 for no limit.")
     return float(value) * 60

@@ -16,7 +16,7 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not a fault
     :param headers: sent along with the answer.
     """
 
-    def __init__(self, code: int, message: str, headers: Mapping[str, str] | None = None) -> None:  # noqa: D107
+    def __init__(self, code: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message

@@ -13,7 +13,7 @@ _MINUTE = 60
 class RateLimit:
     """At most *quota* creations in a window of *window* seconds, which the first of them opens."""
 
-    def __init__(self, quota: int, window: float) -> None:  # noqa: D107
+    def __init__(self, quota: int, window: float) -> None:
         self.quota = quota
         self.window = window
         self._opened = -math.inf

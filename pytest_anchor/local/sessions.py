@@ -66,7 +66,7 @@ class Sessions:
     :param end_latency: seconds that an end takes longer.
     """
 
-    def __init__(  # noqa: D107
+    def __init__(
         self,
         launcher: Launcher | None = None,
         *,

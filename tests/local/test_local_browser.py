@@ -13,8 +13,9 @@ import aiohttp
 import pytest
 from anchorbrowser import Anchorbrowser
 from anchorbrowser._exceptions import AuthenticationError
-from conftest import Backend, until
 from playwright.sync_api import Browser, Playwright, sync_playwright
+
+from conftest import Backend, until
 
 T = TypeVar("T")
 
@@ -139,10 +140,10 @@ def test_idle_counts_from_the_last_connection(chromium: Backend):
 def test_a_page_with_the_key_gets_no_websocket(chromium: Backend):
     made = chromium.create()
 
-    async def attempt(**how: object) -> int:
+    async def attempt(**how: Any) -> int:
         async with aiohttp.ClientSession() as http:
             with pytest.raises(aiohttp.WSServerHandshakeError) as refusal:
-                await http.ws_connect(made["cdp_url"], **how)  # type: ignore[call-overload]
+                await http.ws_connect(made["cdp_url"], **how)
             return refusal.value.status
 
     assert in_thread(attempt(origin="http://evil.example")) == 403

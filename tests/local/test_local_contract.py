@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 import yaml
-from conftest import Backend, until
 from jsonschema import Draft202012Validator, FormatChecker
 from openapi_spec_validator import validate
 
 import pytest_anchor.local
+from conftest import Backend, until
 
 DESCRIPTION = yaml.safe_load((Path(pytest_anchor.local.__file__).parent / "openapi.yml").read_text())
 UNKNOWN = "7d0c3f0e-0000-4000-8000-000000000000"
@@ -64,8 +64,8 @@ class Described:
 
 
 @pytest.fixture(scope="module")
-def seen() -> Iterator[set[tuple[str, str, int]]]:
-    yield set()
+def seen() -> set[tuple[str, str, int]]:
+    return set()
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_the_description_is_valid_openapi():
     validate(DESCRIPTION)
 
 
-def test_every_route_and_status_is_seen_and_as_described(
+def test_every_route_and_status_is_seen_and_as_described(  # noqa: PLR0915 - one walk through all of them
     chromium: Backend, records: Backend, limited: Backend, broken: Backend, seen: set[tuple[str, str, int]]
 ):
     real, bare = Described(chromium, seen), Described(records, seen)

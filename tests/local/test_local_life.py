@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
+
 from conftest import ROOT, Backend, processes, until
 
 SOON = 2.0  # seconds: the promise
@@ -108,7 +108,10 @@ def test_a_run_is_watched(tmp_path: Path):
     """It goes when no owner's lock is held, whatever its own parent does."""
     owners = []
     for name in ("gw0", "gw1"):
-        code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+        code = (
+            "import fcntl, sys; f = open(sys.argv[1], 'w'); "
+            "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+        )
         owner = subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / f"{name}.owner")],
             stdin=subprocess.PIPE,

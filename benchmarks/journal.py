@@ -59,7 +59,7 @@ def _cost(folder: Path, writers: int) -> float:
     processes = [context.Process(target=_write, args=(folder, barrier, results)) for _ in range(writers)]
     for process in processes:
         process.start()
-    spans = [results.get() for _ in processes]
+    spans: list[tuple[float, float]] = [results.get() for _ in processes]
     for process in processes:
         process.join()
     with (folder / JOURNAL).open("r+b") as file:

@@ -300,7 +300,7 @@ class AnchorAPI:
             error.what, error.tries = what, answer.tries
             raise
         alive = next((one for one in listed if one.alive), None)
-        if alive and not unknown or not listed and not (unknown or success):
+        if (alive and not unknown) or (not listed and not (unknown or success)):
             raise refused
         note = f"the API lists it as {printable(alive.status, 40)!r}" if alive else ""
         return Ended(already=True, note=note)

@@ -1,10 +1,10 @@
 """What can go wrong, as sentences with a remedy.
 
-    AnchorError
-    ├── AnchorConfigError          a setting is missing or bad; nothing was sent
-    ├── AnchorRegistryError        the record on disk cannot be kept
-    └── AnchorAPIError             the API said no, said nonsense, or said nothing
-        └── AnchorLostCreateError  a creation whose outcome nobody knows
+AnchorError
+├── AnchorConfigError          a setting is missing or bad; nothing was sent
+├── AnchorRegistryError        the record on disk cannot be kept
+└── AnchorAPIError             the API said no, said nonsense, or said nothing
+    └── AnchorLostCreateError  a creation whose outcome nobody knows
 """
 
 from __future__ import annotations

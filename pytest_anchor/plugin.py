@@ -94,6 +94,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.pluginmanager.is_blocked("pytest_anchor"):  # -p no:pytest_anchor came after -p pytest_anchor
+        config.pluginmanager.unregister(name=__name__)
+        return
     config.addinivalue_line(
         "markers",
         f"anchor({', '.join(f'{name}=…' for name in KEYWORDS)}): configuration of the Anchor sessions that a test, "

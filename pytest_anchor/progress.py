@@ -20,11 +20,14 @@ class Progress:
         self._next = time.monotonic() + QUIET
 
     def __call__(self, done: int, total: int) -> None:
+        """Say that *done* of *total* are done, if it is time to say something."""
         now = time.monotonic()
         if self._reporter is None or now < self._next:
             return
         self._reporter.ensure_newline()
-        what = f"ending sessions: {done} of {total}" if total else "looking for sessions whose creation was not answered"
+        what = (
+            f"ending sessions: {done} of {total}" if total else "looking for sessions whose creation was not answered"
+        )
         if self._reporter.isatty:
             self._reporter.rewrite(f"anchor: {what}", erase=True)
             self._next = now + QUIET / 4

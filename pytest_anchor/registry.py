@@ -314,7 +314,9 @@ def _trusted_folder(path: Path, *, with_gitignore: bool = False) -> None:
             raise OSError(errno.ENOTDIR, "it is a link or a file, not a folder", str(path)) from None
         if sys.platform != "win32":
             if info.st_uid != os.geteuid():
-                raise OSError(errno.EPERM, f"it belongs to user {info.st_uid}, not to {os.geteuid()}", str(path)) from None
+                raise OSError(
+                    errno.EPERM, f"it belongs to user {info.st_uid}, not to {os.geteuid()}", str(path)
+                ) from None
             if info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX:
                 raise OSError(errno.EPERM, "other users may write in it", str(path)) from None
         with_gitignore = with_gitignore and path.name == REGISTRY_NAME

@@ -67,11 +67,15 @@ class Report:
             yield Line(f"  no answer told its id, and the API lists no such session: {_why(record)}")
         for record in self.created:
             if record.note:
-                yield Line(f"NOTE {_where(record)}: it is over by the API's answer, but {record.note}", {"yellow": True})
+                yield Line(
+                    f"NOTE {_where(record)}: it is over by the API's answer, but {record.note}", {"yellow": True}
+                )
             elif verbose and not record.open:
                 yield Line(f"{_where(record)}: {'already over' if record.already else _HOW.get(record.how, 'ended')}")
         if self.unreadable:
-            yield Line(f"{self.unreadable} lines of the record cannot be read: sessions may be missing here", {"red": True})
+            yield Line(
+                f"{self.unreadable} lines of the record cannot be read: sessions may be missing here", {"red": True}
+            )
         if self.problem is not None:
             yield Line(f"the sweep is incomplete: {self.problem}", {"yellow": True})
         if not self.settled:

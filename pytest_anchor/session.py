@@ -80,7 +80,7 @@ class AnchorSession:
         if error is not None:
             raise error.with_traceback(None)  # that of the thread that asked tells nothing
 
-    def __enter__(self) -> AnchorSession:
+    def __enter__(self) -> AnchorSession:  # noqa: PYI034 - not made to be inherited from
         return self
 
     def __exit__(

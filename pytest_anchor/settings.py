@@ -104,8 +104,16 @@ def check_base_url(value: str) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError:
         parts, host = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not host or not value.isascii() or not value.isprintable() or " " in value:
-        raise AnchorConfigError(f"the base URL {shown!r} is no http:// or https:// URL; the default is {DEFAULT_BASE_URL}")
+    if (
+        parts.scheme not in ("http", "https")
+        or not host
+        or not value.isascii()
+        or not value.isprintable()
+        or " " in value
+    ):
+        raise AnchorConfigError(
+            f"the base URL {shown!r} is no http:// or https:// URL; the default is {DEFAULT_BASE_URL}"
+        )
     if parts.username is not None or "?" in value or "#" in value:
         raise AnchorConfigError(f"the base URL for {host!r} may have a path, but no user, query or fragment")
     if parts.scheme == "http" and not _is_loopback(host):

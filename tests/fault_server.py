@@ -177,9 +177,9 @@ class _Handler(BaseHTTPRequestHandler):
         def act() -> Answer:
             if self.headers.get("anchor-api-key") not in state.keys:
                 return error(401)
-            return state._act(self.command, parts.path, parse_qs(parts.query), json.loads(raw) if raw else {})  # noqa: SLF001
+            return state._act(self.command, parts.path, parse_qs(parts.query), json.loads(raw) if raw else {})
 
-        fault = state._fault(self.command)  # noqa: SLF001
+        fault = state._fault(self.command)
         answer = act() if fault is None else fault(self, act)
         if answer is not None:
             self.send(*answer)

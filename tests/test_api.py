@@ -410,7 +410,9 @@ def test_retry_after_is_waited_for_but_not_for_ever(server, api, code, value, mo
     assert 0.15 <= time.monotonic() - before < 3
 
 
-@pytest.mark.parametrize("value", ["junk", "-5", "0", "Wed, 21 Oct 2015 07:28:00 GMT", "Fri, 31 Dec 99999 23:59:59 GMT"])
+@pytest.mark.parametrize(
+    "value", ["junk", "-5", "0", "Wed, 21 Oct 2015 07:28:00 GMT", "Fri, 31 Dec 99999 23:59:59 GMT"]
+)
 def test_retry_after_that_says_nothing_is_no_reason_to_wait(server, api, value):
     server.fail("DELETE", fs.status(429, Retry_After=value))
     before = time.monotonic()
@@ -492,9 +494,7 @@ def test_a_session_that_is_over_is_no_failure(server, api, code):
 def test_a_session_that_is_over_but_listed_as_alive_gets_a_note(server, api, code):
     session_id = server.add(TAG)
     server.fail("DELETE", fs.status(code))
-    assert api.end(session_id, TAG, deadline=later()) == Ended(
-        already=True, note="the API lists it as 'running'"
-    )
+    assert api.end(session_id, TAG, deadline=later()) == Ended(already=True, note="the API lists it as 'running'")
 
 
 def test_a_note_speaks_of_the_right_session(server, api):

@@ -111,7 +111,12 @@ def hostile_list(server: FaultServer) -> None:
     server.fail_always("GET", listed)
 
 
-LEAK = ("1 session created: 1 leaked", "LEAKED ", "test_it.py::test_one", "end it by hand: python -m pytest_anchor end ")
+LEAK = (
+    "1 session created: 1 leaked",
+    "LEAKED ",
+    "test_it.py::test_one",
+    "end it by hand: python -m pytest_anchor end ",
+)
 ALREADY_OVER = ("1 session created: 1 already over",)
 AT_TEARDOWN = ("1 session created: 1 at teardown",)
 BY_SWEEP = ("1 session created: 1 by the sweep",)
@@ -204,7 +209,9 @@ def test_fault(suite: Suite, case: Case, workers: int, test: str):
 def test_a_refused_creation_is_an_error_and_no_session(suite: Suite):
     codes = [400, 401, 402, 403, 429]
     suite.server.fail("POST", *[faults.status(code, "these words") for code in codes])
-    suite.write(f"import pytest\n@pytest.mark.parametrize('code', {codes})\ndef test_one(anchor_session, code): anchor_session()")
+    suite.write(
+        f"import pytest\n@pytest.mark.parametrize('code', {codes})\ndef test_one(anchor_session, code): anchor_session()"
+    )
     run = suite.run()
     assert (run.status, run.outcomes) == (1, {"failed": 5})
     for code in codes:

@@ -154,11 +154,19 @@ def test_b(session_anchor_session): session_anchor_session()
         (PAGE.format("package", "package_", "yield", "pass"), "--cache-clear", 0, 2, {"passed": 2}),
         (PAGE.format("function", "", "yield", "pass"), "--setup-show", 0, 2, {"passed": 2}),
     ],
-    ids="interrupt exit failing setup module-setup session-teardown -x cache-clear setup-show".split(),
+    ids=[
+        "interrupt",
+        "exit",
+        "failing",
+        "setup",
+        "module-setup",
+        "session-teardown",
+        "-x",
+        "cache-clear",
+        "setup-show",
+    ],
 )
-def test_whatever_tests_do(
-    suite: Suite, test: str, option: str, status: int, creations: int, outcomes: dict[str, int]
-):
+def test_whatever_tests_do(suite: Suite, test: str, option: str, status: int, creations: int, outcomes: dict[str, int]):
     suite.write(test)
     run = suite.run(option)
     assert run.status == status
@@ -224,7 +232,9 @@ def link_in_the_way(suite: Suite) -> None:
 
 def full_disk(suite: Suite) -> None:
     suite.registry.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", suite.registry], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", suite.registry], check=False, capture_output=True
+    ).returncode:
         pytest.skip("mounting takes root")
     with (suite.registry / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
         while True:
@@ -233,7 +243,9 @@ def full_disk(suite: Suite) -> None:
 
 @pytest.mark.parametrize("arrange", [file_in_the_way, link_in_the_way, full_disk])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unusable_registry_refuses_before_anything_is_created(suite: Suite, arrange: Callable[[Suite], None], workers: int):
+def test_an_unusable_registry_refuses_before_anything_is_created(
+    suite: Suite, arrange: Callable[[Suite], None], workers: int
+):
     arrange(suite)
     suite.write("def test_a(anchor_session):\n    anchor_session()\n")
     try:

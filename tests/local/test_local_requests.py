@@ -102,7 +102,17 @@ def test_lists_filter_sort_and_page(backends: Callable[..., Backend]):
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=11", "page=0", "page=x", "sort_by=x", "sort_order=x", "created_from=x", "created_to=x", "proxy=maybe", "domains=example.com"],
+    [
+        "limit=11",
+        "page=0",
+        "page=x",
+        "sort_by=x",
+        "sort_order=x",
+        "created_from=x",
+        "created_to=x",
+        "proxy=maybe",
+        "domains=example.com",
+    ],
 )
 def test_a_query_it_cannot_honour_is_refused(records: Backend, query: str):
     answer = records("GET", f"/v1/sessions?{query}")

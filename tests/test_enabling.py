@@ -1,0 +1,139 @@
+"""Every way to switch the plugin on and off, and what it costs a run that does not use it. Real processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fault_server import FaultServer
+from real_runs import CHECKOUT, Suite, environment
+
+pytestmark = pytest.mark.slow
+
+USES_IT = "def test_a(anchor_session):\n    assert anchor_session().id\n"
+CREATED = "1 session created: 1 at teardown\n"
+
+# A name that cannot be imported, as if the package were not installed.
+WITHOUT_XDIST = "import sys\nsys.modules['xdist'] = None\n"
+
+UNUSED = """
+import sys
+
+def pytest_unconfigure(config):
+    for name in ("requests", "urllib3", "filelock", "aiohttp", "ssl"):
+        assert name not in sys.modules, name
+    print("nothing was imported")
+"""
+
+
+def pytest_run(suite: Suite, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest as a user would, without this suite's own options."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-W", "error", *args],
+        cwd=suite.folder,
+        env=environment(**suite.server.env, **env),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def suite(tmp_path: Path, server: FaultServer) -> Suite:
+    suite = Suite(tmp_path, server)
+    suite.write(USES_IT)
+    return suite
+
+
+@pytest.fixture
+def installed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder for ``sys.path`` in which the checkout looks like an installed package with an entry point."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "pytest_anchor").symlink_to(CHECKOUT / "pytest_anchor")
+    info = folder / "pytest_anchor-0.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pytest-anchor\nVersion: 0.0\n")
+    (info / "entry_points.txt").write_text("[pytest11]\npytest_anchor = pytest_anchor\n")
+    return str(folder)
+
+
+def test_from_a_checkout(suite: Suite):
+    run = suite.run()
+    assert run.status == 0
+    assert run.section == CREATED
+    assert not run.alive
+
+
+@pytest.mark.parametrize(
+    ("args", "autoload"),
+    [([], True), (["-p", "pytest_anchor"], True), (["-p", "pytest_anchor"], False), (["--strict-config", "-v"], True)],
+    ids=["entry-point", "both", "autoload-off", "strict"],
+)
+def test_installed(suite: Suite, installed: str, args: list[str], autoload: bool):
+    # Other plugins of this environment are not what is tested; xdist stays.
+    others = ["-p", "no:anyio", "-p", "no:playwright"] if autoload else []
+    off = "" if autoload else "1"
+    done = pytest_run(suite, *others, *args, PYTHONPATH=installed, PYTEST_DISABLE_PLUGIN_AUTOLOAD=off)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 session created: 1 at teardown" in done.stdout
+    assert done.stdout.count("= anchor =") == 1
+    assert not suite.alive
+
+
+def test_from_pytest_plugins_and_from_an_ini_file(suite: Suite):
+    (suite.folder / "pytest.ini").write_text("[pytest]\naddopts = -p pytest_anchor\n")
+    done = pytest_run(suite)
+    assert (done.returncode, done.stderr) == (0, "")
+    (suite.folder / "pytest.ini").write_text("[pytest]\n")
+    suite.write('pytest_plugins = ["pytest_anchor"]\n', "conftest.py")
+    done = pytest_run(suite)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert CREATED in done.stdout
+
+
+def test_without_xdist(suite: Suite):
+    run = suite.run("-p", "no:xdist")
+    assert (run.status, run.section) == (0, CREATED)
+    (suite.folder / "sitecustomize.py").write_text(WITHOUT_XDIST)
+    env = environment(**suite.server.env)
+    run = suite.run(env={**env, "PYTHONPATH": f"{suite.folder}:{CHECKOUT}"})
+    assert (run.status, run.section) == (0, CREATED)
+
+
+def test_with_xdist(suite: Suite):
+    run = suite.run(workers=2)
+    assert (run.status, run.section) == (0, CREATED)
+
+
+@pytest.mark.parametrize("autoload", [True, False])
+def test_switched_off(suite: Suite, installed: str, autoload: bool):
+    suite.write(
+        "import sys\ndef test_a(request):\n    assert not [n for n in sys.modules if n.startswith('pytest_anchor.')]\n"
+    )
+    switch = ["-p", "no:pytest_anchor"] if autoload else []
+    off = "" if autoload else "1"
+    others = ["-p", "no:anyio", "-p", "no:playwright"] if autoload else []
+    done = pytest_run(suite, *others, *switch, PYTHONPATH=installed, PYTEST_DISABLE_PLUGIN_AUTOLOAD=off)
+    assert done.returncode == 0, done.stdout
+    help_text = pytest_run(suite, *switch, "--help", PYTHONPATH=installed, PYTEST_DISABLE_PLUGIN_AUTOLOAD=off).stdout
+    assert "--anchor" not in help_text
+
+
+def test_switched_off_after_it_was_switched_on(suite: Suite):
+    done = pytest_run(suite, "-p", "pytest_anchor", "-p", "no:pytest_anchor", "--fixtures")
+    assert "anchor_session" not in done.stdout
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unused_plugin_costs_and_leaves_nothing(suite: Suite, workers: int):
+    suite.write(UNUSED, "conftest.py")
+    suite.write("def test_a(): pass\n")
+    run = suite.run("-s", workers=workers)
+    assert run.status == 0, run.err
+    assert "nothing was imported" in run.out
+    assert not run.section
+    assert not suite.registry.exists()
+    assert not suite.server.requests

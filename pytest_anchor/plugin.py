@@ -284,7 +284,9 @@ def _anchor_session(
     from .report import teardown_section
     from .session import AnchorSessionFactory
 
-    plugin = request.config.stash[_KEY]
+    plugin = request.config.stash.get(_KEY, None)
+    if plugin is None:
+        pytest.fail("anchor_session is switched off: -p no:pytest_anchor comes after -p pytest_anchor", pytrace=False)
     factory = AnchorSessionFactory(plugin.owner, _defaults(request.node, anchor_session_defaults), plugin.test)
     yield factory
     failures = factory.close(TEARDOWN_TIMEOUT)

@@ -183,6 +183,7 @@ def lost_faults():
 @pytest.mark.parametrize("fault", list(lost_faults()))
 def test_without_a_usable_answer_a_creation_is_lost_and_not_asked_twice(server, api, fault, monkeypatch):
     monkeypatch.setattr(api_module, "CREATE_TIMEOUT", 0.2)
+    monkeypatch.setattr(api_module, "CONNECT_TIMEOUT", 0.2)
     server.fail("POST", fault)
     with pytest.raises(AnchorLostCreateError, match="looks for it by its tag") as caught:
         api.create({})

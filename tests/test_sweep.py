@@ -295,7 +295,12 @@ time.sleep(60)
 
 def test_a_killed_owners_sessions_are_ended_and_a_living_ones_are_not(server, api, run):
     dead, mine = opened(server, run, "inv-1", "gw0"), opened(server, run, "inv-2")
-    code = [sys.executable, "-c", HOLD.replace("Run(Path", "run = Run(Path").replace(".join()", "; run.join()"), run.folder]
+    code = [
+        sys.executable,
+        "-c",
+        HOLD.replace("Run(Path", "run = Run(Path").replace(".join()", "; run.join()"),
+        run.folder,
+    ]
     with subprocess.Popen(
         code, env={"PYTHONPATH": str(Path(__file__).parent.parent)}, stdout=subprocess.PIPE, text=True
     ) as worker:

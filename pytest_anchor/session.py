@@ -242,12 +242,16 @@ class Owner:
 
     def end(self, sessions: list[AnchorSession], *, how: str, timeout: float) -> dict[AnchorSession, AnchorAPIError]:
         """End *sessions* within *timeout* seconds in all, and return those that failed."""
-        from .sweep import end_sessions
+        from .sweep import end_session, end_sessions
 
         run, api = self.open()
-        by_nonce = {session._record.nonce: session for session in sessions}  # noqa: SLF001 - its own class's half
-        records = [session._record for session in sessions]  # noqa: SLF001
-        failures = end_sessions(api, run, records, how=how, deadline=time.monotonic() + timeout)
+        deadline = time.monotonic() + timeout
+        if len(sessions) == 1:
+            error = end_session(api, run, sessions[0]._record, how=how, deadline=deadline)
+            return {sessions[0]: error} if error else {}
+        by_nonce = {session._record.nonce: session for session in sessions}
+        records = [session._record for session in sessions]
+        failures = end_sessions(api, run, records, how=how, deadline=deadline)
         return {by_nonce[nonce]: error for nonce, error in failures.items()}
 
     def close(self) -> None:

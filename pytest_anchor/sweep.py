@@ -9,6 +9,7 @@ from contextlib import suppress
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
+from .api import Ended
 from .errors import AnchorAPIError, AnchorRegistryError
 from .tags import new_tag, nonce_of, run_tag
 
@@ -55,6 +56,16 @@ def sweep_run(api: AnchorAPI, run: Run, run_id: str, *, timeout: float, progress
             progress(0, len(left))
             time.sleep(pause)
     return listing
+
+
+def end_session(api: AnchorAPI, run: Run, record: Record, *, how: str, deadline: float) -> AnchorAPIError | None:
+    """End one session in this very thread, and write down what became of it.
+
+    It is what most teardowns do, and a thread would cost as much as the rest of our own work.
+
+    :returns: why it could not be ended, if so.
+    """
+    return _write_down(run, record, how, _ask(api, record, deadline))
 
 
 def sweep_owner(api: AnchorAPI, run: Run, owner: str, *, timeout: float) -> None:
@@ -106,7 +117,7 @@ def end_sessions(
     *,
     how: str,
     deadline: float,
-    progress: Progress | None = None,
+    progress: Progress = lambda _done, _total: None,
 ) -> dict[str, AnchorAPIError]:
     """End the sessions of *records*, several at once, and write down what became of each.
 
@@ -118,10 +129,6 @@ def end_sessions(
     :returns: the failures, by nonce. The records of the others are up to date.
     """
     todo = deque(records)
-    if len(todo) == 1 and progress is None:
-        # What most teardowns do; a thread would cost as much as the rest of our own work.
-        error = _end(api, run, todo[0], how, deadline)
-        return {todo[0].nonce: error} if error else {}
     waiting = {record.nonce: record for record in todo}
     total = len(waiting)
     failures: dict[str, AnchorAPIError] = {}
@@ -133,10 +140,14 @@ def end_sessions(
                 if not todo:
                     return
                 record = todo.popleft()
-            error = _end(api, run, record, how, deadline)
+            outcome = _ask(api, record, deadline)
             with changed:
-                if waiting.pop(record.nonce, None) and error is not None:
-                    failures[record.nonce] = error
+                in_time = waiting.pop(record.nonce, None)
+                # A failure that comes too late has been written down as such; an end is good news at any time.
+                if in_time or isinstance(outcome, Ended):
+                    error = _write_down(run, record, how, outcome)
+                    if error is not None:
+                        failures[record.nonce] = error
                 changed.notify()
 
     for _ in range(min(AT_ONCE, total)):
@@ -144,25 +155,30 @@ def end_sessions(
     with changed:
         while waiting and (left := deadline - time.monotonic()) > 0:
             changed.wait(min(left, 0.5))
-            if progress is not None:
-                progress(total - len(waiting), total)
+            progress(total - len(waiting), total)
         todo.clear()
-        late, waiting = waiting, {}
-    for nonce, record in late.items():
-        failures[nonce] = AnchorAPIError(f"end session {record.id}", message=_TOO_LATE, tries=_tries(record) + 1)
-        _note(run, record, "failed", error=failures[nonce].fields())
+        for nonce, record in waiting.items():
+            late = AnchorAPIError(f"end session {record.id}", message=_TOO_LATE)
+            failures[nonce] = _write_down(run, record, how, late) or late
+        waiting.clear()
+    progress(total - len(failures), total)
     return failures
 
 
-def _end(api: AnchorAPI, run: Run, record: Record, how: str, deadline: float) -> AnchorAPIError | None:
+def _ask(api: AnchorAPI, record: Record, deadline: float) -> Ended | AnchorAPIError:
     try:
-        ended = api.end(str(record.id), new_tag(record.nonce), deadline=deadline)
+        return api.end(str(record.id), new_tag(record.nonce), deadline=deadline)
     except AnchorAPIError as error:
-        error.tries += _tries(record)
-        _note(run, record, "failed", error=error.fields())
         return error
-    _note(run, record, "ended", how=how, already=ended.already, note=ended.note)
-    return None
+
+
+def _write_down(run: Run, record: Record, how: str, outcome: Ended | AnchorAPIError) -> AnchorAPIError | None:
+    if isinstance(outcome, Ended):
+        _note(run, record, "ended", how=how, already=outcome.already, note=outcome.note)
+        return None
+    outcome.tries += record.error["tries"] if record.error else 0
+    _note(run, record, "failed", error=outcome.fields())
+    return outcome
 
 
 def _note(run: Run, record: Record | None, event: str, nonce: str = "", **fields: Any) -> None:
@@ -175,10 +191,6 @@ def _note(run: Run, record: Record | None, event: str, nonce: str = "", **fields
         nonce = record.nonce
     with suppress(AnchorRegistryError):
         run.append(event, nonce, **fields)
-
-
-def _tries(record: Record) -> int:
-    return record.error["tries"] if record.error else 0
 
 
 def _open(state: State) -> list[Record]:

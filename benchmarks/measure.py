@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,11 +32,19 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def paired(a: Callable[[], object], b: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Median seconds of *a* and of *b*, run in turn so that a machine's drift meets both."""
+def paired(
+    a: Callable[[], object],
+    b: Callable[[], object],
+    rounds: int,
+    of: Callable[[Iterable[float]], float] = statistics.median,
+) -> tuple[float, float]:
+    """The median seconds of *a* and of *b*, or what *of* makes of them.
+
+    They run in turn, so that a machine's drift meets both.
+    """
     a(), b()
     times = [(seconds(a), seconds(b)) for _ in range(rounds)]
-    return statistics.median(t for t, _ in times), statistics.median(t for _, t in times)
+    return of(t for t, _ in times), of(t for _, t in times)
 
 
 @contextmanager

@@ -1,0 +1,110 @@
+"""`--anchor-local`: the backend that a run starts for itself, and that goes when the run goes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from real_runs import environment
+
+pytestmark = pytest.mark.slow
+
+SUITE = """
+import urllib.request, time, pathlib
+
+def test_a(anchor_session):
+    one, two = anchor_session(browser={"headless": {"active": True}}), anchor_session()
+    assert one.cdp_url.startswith("ws://127.0.0.1:") and one.id != two.id
+
+def test_b(anchor_session):
+    anchor_session()
+    pathlib.Path("ready").touch()
+    while pathlib.Path("wait").exists():
+        time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    # Not tmp_path: Chromium puts a socket below TMPDIR, whose path may have 108 characters.
+    path = Path(tempfile.mkdtemp(prefix="pal-"))
+    yield path
+    shutil.rmtree(path)
+
+
+def start(folder: Path, *args: str) -> subprocess.Popen[str]:
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    (folder / "test_it.py").write_text(SUITE)
+    (folder / "tmp").mkdir()
+    return subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-p", "pytest_anchor", "-W", "error", "--anchor-local", *args],
+        cwd=folder,
+        env=environment(TMPDIR=str(folder / "tmp")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of the living processes that name the folder: the backend, its shells, every Chromium."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in line:
+            found.append(line)
+    return found
+
+
+def gone(folder: Path, within: float) -> bool:
+    deadline = time.monotonic() + within
+    while processes_of(folder) or any((folder / "tmp").glob("pytest-anchor-local-*/*")):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("args", [(), ("-p", "xdist", "-n", "2")], ids=["one", "workers"])
+def test_a_run_serves_itself(folder: Path, args: tuple[str, ...]) -> None:
+    process = start(folder, *args)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    assert "3 sessions created: 3 at teardown" in out
+    assert gone(folder, 3.0), (processes_of(folder), list((folder / "tmp").rglob("*")))
+    assert [entry.name for entry in (folder / ".pytest_anchor").iterdir()] == [".gitignore"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+def test_a_killed_run_leaves_no_chromium(folder: Path) -> None:
+    (folder / "wait").touch()
+    process = start(folder)
+    deadline = time.monotonic() + 30
+    while not (folder / "ready").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    assert processes_of(folder)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert gone(folder, 3.0), (processes_of(folder), list((folder / "tmp").rglob("*")))
+
+
+def test_a_chromium_that_is_not_there(folder: Path) -> None:
+    process = start(folder, "--anchor-chromium", str(folder / "nowhere"))
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "AnchorConfigError: the local backend did not start: " in out
+    assert "nowhere" in out

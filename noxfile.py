@@ -21,6 +21,14 @@ def tests(session: nox.Session, pytest: str) -> None:
     session.run("pytest", *session.posargs)
 
 
+@nox.session(python=["3.10", "3.11", "3.12", "3.13"])
+@nox.parametrize("pytest", ["oldest", "newest"])
+def fast(session: nox.Session, pytest: str) -> None:
+    """Run the tests that need neither a browser nor the official SDK, which are long to install."""
+    session.install("--editable", ".[xdist]", "pytest==8.0.*" if pytest == "oldest" else "pytest>8.0")
+    session.run("pytest", "-n", "2", "-m", "not slow", *map(str, Path("tests").glob("test_*.py")))
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check the style and the types."""

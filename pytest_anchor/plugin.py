@@ -229,14 +229,16 @@ def _sweep(config: pytest.Config, plugin: _Plugin) -> Report:
 
     for thread in plugin.crash_sweeps:
         thread.join(CRASH_TIMEOUT)
+    settings = plugin.settings
+    state, problem = State(), None
     try:
         run, api = plugin.owner.open()
+        state = run.state
+        progress = Progress(config.pluginmanager.get_plugin("terminalreporter"))
+        problem = sweep_run(api, run, settings.run_id, timeout=settings.sweep_timeout, progress=progress)
     except AnchorError as error:
-        return Report(State(), error, str(plugin.settings.folder))
-    progress = Progress(config.pluginmanager.get_plugin("terminalreporter"))
-    settings = plugin.settings
-    problem = sweep_run(api, run, settings.run_id, timeout=settings.sweep_timeout, progress=progress)
-    report = Report(run.state, problem, str(settings.folder))
+        return Report(state, error, str(settings.folder))
+    report = Report(state, problem, str(settings.folder))
     if report.settled and problem is None:
         plugin.owner.close()
         run.remove()

@@ -45,7 +45,9 @@ class Report:
     @property
     def failed(self) -> bool:
         """Whether a session could not be confirmed to be over, or nobody can say."""
-        return bool(self.leaked or self.unreadable or (self.problem and not self.created))
+        # Without the API's list the record still tells all that this machine created; without the record, nobody does.
+        no_record = self.problem is not None and not isinstance(self.problem, AnchorAPIError)
+        return bool(self.leaked or self.unreadable or no_record)
 
     @property
     def settled(self) -> bool:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from .api import Ended
 from .errors import AnchorAPIError, AnchorRegistryError
+from .registry import Record
 from .tags import new_tag, nonce_of, run_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from .api import AnchorAPI
-    from .registry import Record, Run, State
+    from .registry import Run, State
 
     Progress = Callable[[int, int], None]
 
@@ -99,14 +100,14 @@ def adopt_listed(api: AnchorAPI, run: Run, run_id: str, *, deadline: float) -> A
     known = {record.id for record in records.values()}
     for one in listed:
         nonce = nonce_of(one.tags, run.folder.name)
-        if one.id in known or nonce is None:
+        if one.id in known or nonce is None or not (one.alive or nonce in records):
             continue
         if nonce in records and records[nonce].id is not None:
             nonce = f"{nonce}-{one.id}"  # the API made two sessions of one creation
-        if one.alive or nonce in records:
-            _note(run, records.get(nonce), "created", nonce, id=one.id)
-        if not one.alive and nonce in records:
-            _note(run, records.get(nonce), "ended", nonce, how="sweep", already=True)
+        record = records.setdefault(nonce, Record(nonce))
+        _note(run, record, "created", id=one.id)
+        if not one.alive:
+            _note(run, record, "ended", how="sweep", already=True)
     return None
 
 
@@ -181,16 +182,14 @@ def _write_down(run: Run, record: Record, how: str, outcome: Ended | AnchorAPIEr
     return outcome
 
 
-def _note(run: Run, record: Record | None, event: str, nonce: str = "", **fields: Any) -> None:
+def _note(run: Run, record: Record, event: str, **fields: Any) -> None:
     """Write down what became of a session; what the disk does not take is still known in memory.
 
     The journal then says that the session is open, which errs on the safe side.
     """
-    if record is not None:
-        record.apply(event, fields)
-        nonce = record.nonce
+    record.apply(event, fields)
     with suppress(AnchorRegistryError):
-        run.append(event, nonce, **fields)
+        run.append(event, record.nonce, **fields)
 
 
 def _open(state: State) -> list[Record]:

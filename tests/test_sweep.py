@@ -326,3 +326,14 @@ def test_the_api_may_be_gone(run, quick):
     assert problem is not None
     assert took < 3
     assert states(run) == {"inv-1": "open"}
+
+
+def test_a_session_that_is_found_when_the_disk_takes_no_more_is_ended(server, api, run):
+    opened(server, run, "inv-1")
+    found = server.add(*tags("inv-2"))
+    run.read()
+    journal = run.folder / "journal.jsonl"
+    kept = journal.rename(run.folder / "kept")
+    journal.symlink_to(kept)  # readable, but never written through
+    swept(api, run)
+    assert found not in server.alive

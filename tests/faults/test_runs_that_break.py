@@ -340,3 +340,19 @@ def test_redirects_are_not_followed(suite: Suite, workers: int):
         assert not run.alive
         assert not elsewhere.requests
         assert not elsewhere.connections
+
+
+def test_a_record_that_cannot_be_read_fails_the_run_and_says_so(suite: Suite):
+    suite.write(
+        "import pathlib\n"
+        "def test_a(anchor_session):\n"
+        "    anchor_session()\n"
+        "    (journal,) = pathlib.Path('.pytest_anchor').glob('*/journal.jsonl')\n"
+        "    journal.unlink()\n"
+        "    journal.mkdir()\n"
+    )
+    run = suite.run(SWEEP_ONCE)
+    assert run.status == 1
+    assert not run.alive  # teardown ended it; but nobody can say that it was the only one
+    assert "the sweep is incomplete: the session registry" in run.section
+    assert "INTERNALERROR" not in run.out + run.err

@@ -13,7 +13,9 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..locks import hold, wait_for_owners
 from .errors import ChromiumError
+from .launch import ALIVE
 from .limits import RateLimit
 
 if TYPE_CHECKING:
@@ -56,8 +58,7 @@ def _fail(message: str) -> int:
 def _watch(options: argparse.Namespace) -> Callable[[], None] | None:
     """Return what blocks until nobody is left who needs the backend; ``None`` to stay."""
     if options.watch_run:
-        from pytest_anchor.registry import wait_for_owners
-
+        hold(options.watch_run / ALIVE)  # for as long as this process lives
         return lambda: wait_for_owners(options.watch_run)
     return None if options.keep else _wait_for_parent
 

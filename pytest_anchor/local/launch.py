@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import sysconfig
-import threading
 from pathlib import Path
 
 from filelock import FileLock
 
+from .. import detached
 from ..errors import AnchorConfigError
+from ..locks import is_held, read_small
 from ..settings import BASE_URL_VARIABLE
 
 START_TIMEOUT = 20.0  # seconds until it listens
+_ADDRESS = "local.url"
+ALIVE = "local.alive"  # a lock that the backend of the run in this folder holds while it lives
 
 
 def local_base_url(folder: Path, key: str, chromium: str) -> str:
@@ -25,56 +25,36 @@ def local_base_url(folder: Path, key: str, chromium: str) -> str:
     :param chromium: the browser's path, ``""`` to look for one.
     :raises AnchorConfigError: it cannot be started, with its own words.
     """
-    address = folder / "local.url"
+    address = folder / _ADDRESS
     with FileLock(folder / "local.lock", mode=0o600):
         if not address.exists():
             address.write_text(_start(folder, key, chromium), encoding="ascii")
         return address.read_text(encoding="ascii")
 
 
-def _start(folder: Path, key: str, chromium: str) -> str:
-    command = [sys.executable, "-m", "pytest_anchor", "local", "--key-from-stdin", "--watch-run", str(folder)]
-    if chromium:
-        command += ["--chromium", chromium]
-    log = folder / "local.log"
-    with log.open("wb") as stderr:
-        # A session of its own: Ctrl-C and a kill of the run's group pass it by, and the sweep still finds it.
-        process = subprocess.Popen(  # noqa: S603 - our own module
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=child_environment(),
-            start_new_session=True,
-            text=True,
-        )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    first: list[str] = []
-    reader = threading.Thread(target=lambda: first.append(process.stdout.readline()), daemon=True)  # type: ignore[union-attr]
-    reader.start()
+def backend_of(folder: Path) -> str:
+    """The base URL of the local backend that the run in *folder* has, or had; ``""`` for none."""
+    return read_small(folder / _ADDRESS) if (folder / ALIVE).exists() else ""
+
+
+def is_gone(folder: Path) -> bool:
+    """Whether the run in *folder* had a local backend that lives no more, nor does any of its browsers."""
     try:
-        process.stdin.write(f"{key}\n")
-        process.stdin.close()
+        return bool(backend_of(folder)) and not is_held(folder / ALIVE)
     except OSError:
-        pass  # it has died already, and its log says why
-    reader.join(START_TIMEOUT)
-    name, _, base_url = first[0].strip().partition("=") if first else ("", "", "")
+        return False
+
+
+def _start(folder: Path, key: str, chromium: str) -> str:
+    arguments = ["pytest_anchor", "local", "--key-from-stdin", "--watch-run", str(folder)]
+    if chromium:
+        # It works in another folder; a bare name is looked for on PATH.
+        arguments += ["--chromium", str(Path(chromium).absolute()) if os.sep in chromium else chromium]
+    try:
+        line = detached.start(arguments, key, folder / "local.log", timeout=START_TIMEOUT)
+    except detached.StartError as error:
+        raise AnchorConfigError(f"the local backend did not start: {error}") from None
+    name, _, base_url = line.partition("=")
     if name != BASE_URL_VARIABLE:
-        process.kill()
-        process.wait()
-        said = log.read_text(encoding="utf-8", errors="replace").strip()
-        raise AnchorConfigError(f"the local backend did not start: {said or 'it did not say why'}")
-    process.stdout.close()
-    # Waits for it as long as this process lives, so that it never becomes a zombie.
-    threading.Thread(target=process.wait, name="pytest-anchor-local", daemon=True).start()
+        raise AnchorConfigError(f"the local backend did not start: {line}")
     return base_url
-
-
-def child_environment() -> dict[str, str]:
-    """The environment for a child that runs this package, from a checkout too."""
-    parent = str(Path(__file__).parents[2])
-    path = os.environ.get("PYTHONPATH", "")
-    if parent in sysconfig.get_paths().values():
-        return dict(os.environ)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (path, parent)))}

@@ -6,6 +6,7 @@ OpenAPI description of ``/v1/sessions`` unless a comment says otherwise.
 
 from __future__ import annotations
 
+import hmac
 import io
 import json
 import os
@@ -13,9 +14,12 @@ import re
 import ssl
 import time
 from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from hashlib import sha256
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -26,7 +30,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ConnectTimeoutError, InvalidHeader, MaxRetryError, NewConnectionError, ResponseError
 from urllib3.util.retry import Retry
 
-from .errors import AnchorAPIError, AnchorLostCreateError, printable
+from .errors import AnchorAPIError, AnchorLostCreateError, printable, redact
+from .tags import is_session_id
 
 if TYPE_CHECKING:
     import socket
@@ -47,8 +52,6 @@ _DEFINITE_REFUSALS = frozenset(range(400, 500)) - {408}
 # The one word for a session's end that is known. Any other counts as alive: ending twice is harmless.
 _OVER = "completed"
 
-_SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-
 _REMEDIES = {
     400: "Check the keywords given to the factory, anchor_session_defaults and the anchor marker.",
     401: "The API refuses the key: check ANCHORBROWSER_API_KEY.",
@@ -62,20 +65,26 @@ _ANSWER_REMEDY = "This is no answer of Anchor's API: check the base URL and any 
 _NO_ANSWER_REMEDY = "Check the network and the base URL (ANCHORBROWSER_BASE_URL, --anchor-base-url)."
 
 
-class Created(NamedTuple):
-    """What the API answers to a creation."""
+@dataclass(frozen=True)
+class Created:
+    """What the API answers to a creation; the URLs contain the key."""
 
     id: str
-    cdp_url: str
-    live_view_url: str
+    cdp_url: str = field(repr=False)
+    live_view_url: str = field(repr=False)
 
 
-class Listed(NamedTuple):
-    """A session in the API's list."""
+@dataclass(frozen=True)
+class Listed:
+    """A session in the API's list.
+
+    :param age: seconds since its creation when it was listed, by the server's clock; ``None`` if not told.
+    """
 
     id: str
     status: str
     tags: tuple[str, ...]
+    age: float | None = field(default=None, compare=False)
 
     @property
     def alive(self) -> bool:
@@ -88,15 +97,6 @@ class Ended(NamedTuple):
 
     already: bool  # it was over before it was asked to end
     note: str = ""
-
-
-def is_session_id(value: object) -> bool:
-    """Whether *value* may become part of a URL.
-
-    ``DELETE /v1/sessions/all`` ends every session of the account, so nothing that could be
-    read as ``all`` or as another path ever gets that far.
-    """
-    return isinstance(value, str) and bool(_SESSION_ID.fullmatch(value)) and value.lower() != "all"
 
 
 class _Call:
@@ -155,6 +155,10 @@ class _TimedResponse(HTTPResponse):
         super().__init__(sock, *args, **kwargs)
         self.fp = io.BufferedReader(_TimedReader(self.fp.detach(), sock))
 
+    def begin(self) -> None:
+        super().begin()
+        del self.headers["Set-Cookie"]  # nothing here wants one, and http.cookiejar warns of what it cannot read
+
 
 class _Connection(urllib3.connection.HTTPConnection):
     response_class = _TimedResponse
@@ -170,6 +174,11 @@ class _Pool(urllib3.HTTPConnectionPool):
 
 class _SecurePool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _SecureConnection
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """No redirect is followed; without this, requests would still parse its address and read all of its body."""
 
 
 class _Adapter(HTTPAdapter):
@@ -221,6 +230,7 @@ class _Answer(NamedTuple):
     body: bytes
     data: Any  # the decoded JSON, or None
     tries: int
+    date: str  # the header
 
 
 class AnchorAPI:
@@ -243,6 +253,11 @@ class AnchorAPI:
     def fingerprint(self) -> str:
         """What a record may keep of the key: enough to recognise it, too little to use it."""
         return sha256(b"pytest-anchor:" + self._key.encode()).hexdigest()[:16]
+
+    def seal(self, *words: str) -> str:
+        """What proves to a holder of the key that a holder of the key wrote *words*, for this base URL."""
+        text = "\n".join((self.base_url, *words))
+        return hmac.digest(self._key.encode(), text.encode("utf-8", "surrogatepass"), "sha256").hex()[:32]
 
     def create(self, config: Mapping[str, Any]) -> Created:
         """Create a session; blocks until its browser is ready.
@@ -305,10 +320,10 @@ class AnchorAPI:
         note = f"the API lists it as {printable(alive.status, 40)!r}" if alive else ""
         return Ended(already=True, note=note)
 
-    def sessions_with_tag(self, tag: str, *, deadline: float) -> list[Listed]:
-        """List the sessions that carry *tag*, whatever their state.
+    def sessions_with_tag(self, *tags: str, deadline: float) -> list[Listed]:
+        """List the sessions that carry all of *tags*, whatever their state.
 
-        An item that does not itself show the tag is left out, even though it was filtered by it:
+        An item that does not itself show the tags is left out, even though it was filtered by them:
         what is listed may be ended, and an API that ignored the filter would list strangers.
 
         :raises AnchorAPIError: there is no usable list.
@@ -316,18 +331,20 @@ class AnchorAPI:
         __tracebackhide__ = True
         what = "list the run's sessions"
         path = "/v1/sessions/all/status"
-        answer = self._call("GET", path, what, params={"tags": tag}, deadline=deadline, limit=MAX_LIST)
+        answer = self._call("GET", path, what, params={"tags": ",".join(tags)}, deadline=deadline, limit=MAX_LIST)
         data = answer.data.get("data") if isinstance(answer.data, dict) else None
         items = data.get("items") if isinstance(data, dict) else None
         if answer.status != 200 or not isinstance(items, list):
             raise self._error(what, answer)
+        now = _http_date(answer.date) or time.time()  # this machine's clock may be wrong
         return [
-            Listed(item["session_id"], str(item.get("status")), tuple(filter(lambda t: isinstance(t, str), tags)))
+            Listed(item["session_id"], str(item.get("status")), shown, None if created is None else now - created)
             for item in items
             if isinstance(item, dict)
             and is_session_id(item.get("session_id"))
-            and isinstance(tags := item.get("tags"), list)
-            and tag in tags
+            and isinstance(carried := item.get("tags"), list)
+            and set(tags) <= set(shown := tuple(tag for tag in carried if isinstance(tag, str)))
+            for created in [_moment(item.get("created_at"))]
         ]
 
     def _error(self, what: str, answer: _Answer, message: str = "") -> AnchorAPIError:
@@ -350,13 +367,13 @@ class AnchorAPI:
         )
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "***")
+        return redact(text, self._key)
 
     def _session(self) -> requests.Session:
         # A connection that a forked child shared with its parent would mix up their answers.
         http, pid = self._http
         if http is None or pid != os.getpid():
-            http = requests.Session()
+            http = _Session()
             http.auth = self._auth
             http.headers.update({"Accept": "application/json", "Accept-Encoding": "identity"})
             http.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -384,6 +401,7 @@ class AnchorAPI:
         left = max(0.05, deadline - now)
         call = _Call(deadline)
         token = _call.set(call)
+        failure: BaseException
         try:
             with self._session().request(
                 method,
@@ -394,8 +412,16 @@ class AnchorAPI:
                 **kwargs,
             ) as response:
                 body = _read(response, limit)
-                return _Answer(response.status_code, body, _json(body), call.tries)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, _TooLongError) as error:
+                return _Answer(response.status_code, body, _json(body), call.tries, response.headers.get("Date", ""))
+        except (
+            requests.RequestException,
+            urllib3.exceptions.HTTPError,
+            HTTPException,
+            OSError,
+            ValueError,
+            OverflowError,
+            _TooLongError,
+        ) as error:
             failure = AnchorAPIError(
                 what,
                 message=self._without_key(_reason(error)),
@@ -404,6 +430,9 @@ class AnchorAPI:
             )
             if method == "POST" and not _never_sent(error):
                 failure = _lost(failure)
+        except BaseException as error:  # noqa: BLE001 - Ctrl-C, or what a signal's handler raises
+            failure = error.with_traceback(None)
+            failure.__context__ = failure.__cause__ = None
         finally:
             _call.reset(token)
         # Raised out here, without the cause: its frames hold the request's headers, and with them the
@@ -428,6 +457,32 @@ def _json(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
+        return None
+
+
+# RFC 3339, and what of ISO 8601 is written often. Without an offset it tells no moment.
+_MOMENT = re.compile(
+    r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)([.,]\d+)?(?:Z|([+-]\d\d)(?::?(\d\d))?)", re.ASCII | re.IGNORECASE
+)
+
+
+def _moment(text: object) -> float | None:
+    """Seconds since the epoch of an ISO 8601 timestamp; Python 3.10's own parser takes few of them."""
+    match = _MOMENT.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
+        return None
+    date, clock, fraction, hours, minutes = match.groups()
+    try:
+        whole = datetime.fromisoformat(f"{date}T{clock}{hours or '+00'}:{minutes or '00'}").timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return whole + float((fraction or ".0").replace(",", "."))
+
+
+def _http_date(text: str) -> float | None:
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

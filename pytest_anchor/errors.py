@@ -21,6 +21,15 @@ def printable(text: str, limit: int = 300) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def redact(text: str, key: str) -> str:
+    """Return *text* without *key*, in whatever form a URL or a ``repr`` gives it."""
+    from urllib.parse import quote  # takes milliseconds that most runs need not pay
+
+    for form in (key, quote(key, safe=""), quote(key), repr(key)[1:-1]):
+        text = text.replace(form, "***")
+    return text
+
+
 class AnchorError(Exception):
     """Base of every error that this plugin raises."""
 
@@ -58,7 +67,7 @@ class AnchorAPIError(AnchorError):
         self.status = status
         self.code = printable(code, 60)
         self.message = printable(message)
-        self.remedy = remedy
+        self.remedy = printable(remedy)  # it may come from a record on disk
         self.tries = tries
         super().__init__(what)
 

@@ -9,15 +9,18 @@ One folder for each run::
             journal.lock    guards every write
             main.owner      a lock file for each process that creates sessions,
             gw0.owner       held while it lives; the kernel releases it at any death
+            reaper.lock     held by the run's reaper while it lives
+            sweep.lock      held by whoever sweeps the run after its death
 
 The journal's events, each with the ``nonce`` of the creation that it is about:
 
-``intent``   written before the request: ``owner``, ``test``, ``time``, ``base_url``, ``fingerprint``
-``refused``  the API did not create it
+``intent``   written before the request: ``owner``, ``test``, ``time``, ``base_url``, ``fingerprint``,
+             ``run_id``, and the folder's own ``place``, which tells a copy from the original
+``refused``  there is no session: the API did not create it, or does not know it long after
 ``lost``     the answer never came: a session may exist
-``created``  its ``id``
+``created``  its ``id``, and a ``seal`` that only the API key can make: who edits the file has no id ended
 ``failed``   an attempt to end it did not succeed: ``error``
-``ended``    it is over: ``how`` (``test``, ``teardown``, ``sweep``), ``already``, ``note``
+``ended``    it is over: ``how``, ``already``, ``note``
 """
 
 from __future__ import annotations
@@ -31,12 +34,14 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock, Timeout, lock_descriptor, unlock_descriptor
 
 from .errors import AnchorRegistryError
+from .locks import hold, is_held, owner_lock
 from .settings import REGISTRY_NAME
+from .tags import is_session_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +52,10 @@ LOCK_TIMEOUT = 10.0  # seconds; a write takes microseconds, so a longer wait mea
 _LOCK_PAUSE = 0.001  # seconds between attempts
 
 JOURNAL = "journal.jsonl"
+
+MOST = 1_000_000  # what no number of tries, and no status, comes to
+
+MAX_LINE = 1 << 20  # bytes; ours are short, so a longer one is nobody's record
 
 # How the next writer closes off a line that a kill left torn; JSON text has no such byte.
 _TORN = b"\0"
@@ -64,7 +73,10 @@ class Record:
     time: float = 0.0
     base_url: str = ""
     fingerprint: str = ""
+    run_id: str = ""
+    place: int = 0
     id: str | None = None
+    seal: str = ""
     state: str = "pending"  # pending, lost, refused, open, ended
     how: str = ""
     already: bool = False
@@ -74,14 +86,18 @@ class Record:
     def apply(self, event: str, fields: dict[str, Any]) -> None:
         """Take one event in; to take it in again changes nothing.
 
-        :raises ValueError: it is no event; so do TypeError, KeyError and OverflowError say.
+        :raises ValueError: it is no event; so do TypeError, KeyError, AttributeError and OverflowError say.
         """
         if event == "intent":
             self.owner, self.test = str(fields["owner"]), str(fields["test"])
             self.base_url, self.fingerprint = str(fields["base_url"]), str(fields["fingerprint"])
+            self.run_id, self.place = str(fields["run_id"]), int(fields["place"])
             self.time = float(fields["time"])
         elif event == "created":
-            self.id, self.state, self.error = str(fields["id"]), "open", None
+            if not (is_session_id(fields["id"]) and fields["seal"].isascii()):
+                raise ValueError(event)
+            self.id, self.seal = fields["id"], fields["seal"]
+            self.state, self.error = "open", None
         elif event == "refused":
             self.state = event
         elif event == "lost":
@@ -114,9 +130,16 @@ class State:
     records: dict[str, Record] = field(default_factory=dict)
     unreadable: int = 0  # lines that are no events and not merely a kill's torn last line
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing can be running, as far as this record tells."""
+        return not (self.unreadable or any(one.open or one.unresolved for one in self.records.values()))
+
     def apply(self, line: dict[str, Any]) -> None:
         """Take one event in."""
         nonce = str(line["nonce"])
+        if not nonce.isascii():
+            raise ValueError(nonce)
         record = self.records.get(nonce) or Record(nonce)
         record.apply(line["event"], line)
         self.records[nonce] = record
@@ -124,9 +147,11 @@ class State:
 
 def _error_fields(error: dict[str, Any]) -> dict[str, Any]:
     """An error's fields as the journal keeps them, each of its proper type."""
-    status = error["status"]
+    status, tries = error["status"], int(error["tries"])
+    if not (0 <= tries <= MOST and (status is None or 0 <= int(status) <= MOST)):
+        raise ValueError(error)
     texts = {name: str(error[name]) for name in ("code", "message", "remedy")}
-    return {"status": None if status is None else int(status), "tries": int(error["tries"]), **texts}
+    return {"status": None if status is None else int(status), "tries": tries, **texts}
 
 
 class Run:
@@ -139,6 +164,9 @@ class Run:
         self._offset = 0
         self._reading = threading.Lock()
         self._owner_lock: FileLock | None = None
+        self._claim: int | None = None
+        self._place: int | None = None
+        self._lock_timeout = LOCK_TIMEOUT
 
     def join(self) -> None:
         """Make the folder, and hold this owner's lock until :meth:`leave`.
@@ -148,11 +176,11 @@ class Run:
         try:
             _trusted_folder(self.folder.parent, with_gitignore=True)
             _trusted_folder(self.folder)
-            lock = FileLock(self.folder / f"{self.owner}.owner", mode=0o600)
+            lock = FileLock(owner_lock(self.folder, self.owner), mode=0o600)
             lock.acquire(timeout=LOCK_TIMEOUT, poll_interval=0.01)
             self._owner_lock = lock
             with self._guarded():
-                pass
+                self._place = self.place
         except (OSError, Timeout) as error:
             raise _unusable(self.folder.parent, error) from error
 
@@ -162,17 +190,72 @@ class Run:
             self._owner_lock.release()
             self._owner_lock = None
 
-    def append(self, event: str, nonce: str, **fields: Any) -> None:
+    def claim(self) -> bool:
+        """Hold the right to sweep this run after its death, until :meth:`release` or this process's own death.
+
+        :returns: whether nobody else has it, and the run's folder is there.
+        :raises AnchorRegistryError: something odd is in the place of the lock.
+        """
+        path = self.folder / "sweep.lock"
+        try:
+            first = not path.exists()
+            self._claim = hold(path)
+            self._place = self.place
+            if first and self._claim is not None:
+                last = (self.folder / JOURNAL).stat().st_mtime
+                os.utime(path, (last, last))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _unusable(self.folder, error) from error
+        return self._claim is not None
+
+    def release(self) -> None:
+        """Let the claim go."""
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
+
+    @property
+    def died(self) -> float:
+        """When the last owner wrote its last, in seconds since the epoch; known once the run has been claimed."""
+        with suppress(OSError):
+            return (self.folder / "sweep.lock").stat().st_mtime
+        return time.time()
+
+    @property
+    def place(self) -> int:
+        """What tells this folder from a copy of it; known for good once it has been joined or claimed."""
+        return self._place or self.folder.stat().st_ino
+
+    def append(self, event: str, nonce: str, *, deadline: float = float("inf"), **fields: Any) -> None:
         """Write one event.
 
+        :param deadline: in ``time.monotonic()`` seconds, until which to wait for another writer at most.
         :raises AnchorRegistryError: it could not be written; nothing of it stays in the file.
         """
         line = json.dumps({"event": event, "nonce": nonce, **fields}, separators=(",", ":")).encode() + b"\n"
         try:
-            with self._guarded():
+            with self._guarded(deadline):
                 self._write(line)
         except (OSError, Timeout) as error:
             raise _unusable(self.folder, error) from error
+
+    def add(self, record: Record) -> None:
+        """Take over what another registry knows of a creation of this run.
+
+        What may be running is written down as well.
+
+        :raises AnchorRegistryError: it could not be.
+        """
+        record.place = self.place
+        self.state.records[record.nonce] = record
+        if not (record.open or record.unresolved):
+            return
+        intent = ("owner", "test", "time", "base_url", "fingerprint", "run_id", "place")
+        self.append("intent", record.nonce, **{name: getattr(record, name) for name in intent})
+        if record.id is not None:
+            self.append("created", record.nonce, id=record.id, seal=record.seal)
 
     def read(self) -> State:
         """Take in what all owners have written since the last call.
@@ -184,18 +267,30 @@ class Run:
 
     def _read(self) -> State:
         try:
-            with (self.folder / JOURNAL).open("rb") as file:
+            # A pipe in its place would block the opening, and a link lead elsewhere.
+            flags = os.O_RDONLY | _NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+            with os.fdopen(os.open(self.folder / JOURNAL, flags), "rb") as file:
+                _check_file(file.fileno())
                 file.seek(self._offset)
-                new = file.read()
+                self._take_lines(file)
         except FileNotFoundError:
-            return self.state
+            pass
         except OSError as error:
             raise _unusable(self.folder, error) from error
-        whole, newline, _torn = new.rpartition(b"\n")
-        self._offset += len(whole) + len(newline)
-        for line in whole.split(b"\n") if newline else ():
-            self._take(line)
         return self.state
+
+    def _take_lines(self, file: BinaryIO) -> None:
+        skipping = False
+        while piece := file.readline(MAX_LINE):
+            whole = piece.endswith(b"\n")
+            if not (whole or skipping or len(piece) == MAX_LINE):
+                return  # torn by a kill, or being written just now
+            self._offset += len(piece)
+            if whole and not skipping:
+                self._take(piece[:-1])
+            elif not skipping:
+                self.state.unreadable += 1
+            skipping = not whole
 
     def remove(self) -> None:
         """Delete the folder: nothing in it is open."""
@@ -206,21 +301,21 @@ class Run:
 
     def is_alive(self, owner: str) -> bool:
         """Whether the process that is *owner* lives."""
-        return is_held(self.folder / f"{owner}.owner")
+        return is_held(owner_lock(self.folder, owner))
 
     def _take(self, line: bytes) -> None:
         if line.endswith(_TORN):
             return
         try:
             self.state.apply(json.loads(line))
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             self.state.unreadable += 1
 
     def _write(self, line: bytes) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | _NOFOLLOW | getattr(os, "O_BINARY", 0)
         fd = os.open(self.folder / JOURNAL, flags, 0o600)
         try:
-            size = os.fstat(fd).st_size
+            size = _check_file(fd).st_size
             try:
                 if size:
                     os.lseek(fd, -1, os.SEEK_END)
@@ -235,15 +330,17 @@ class Run:
             os.close(fd)
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guarded(self, deadline: float = float("inf")) -> Iterator[None]:
         # Opened anew each time: a descriptor that threads or a forked child share would share the lock, too.
         fd = os.open(self.folder / "journal.lock", os.O_RDWR | os.O_CREAT | _NOFOLLOW, 0o600)
         try:
-            deadline = time.monotonic() + LOCK_TIMEOUT
+            deadline = min(time.monotonic() + self._lock_timeout, deadline)
             while not lock_descriptor(fd, blocking=False):
                 if time.monotonic() > deadline:
+                    self._lock_timeout = 0.0  # who waited once in vain does not do so for each of a hundred records
                     raise Timeout(str(self.folder / "journal.lock"))
                 time.sleep(_LOCK_PAUSE)
+            self._lock_timeout = LOCK_TIMEOUT
             try:
                 yield
             finally:
@@ -252,77 +349,62 @@ class Run:
             os.close(fd)
 
 
-def wait_for_owners(folder: Path) -> None:
-    """Block until no process of the run in *folder* is left that holds an owner's lock.
+def check_registry(path: Path) -> bool:
+    """Return whether there is a registry at *path*.
 
-    The kernel wakes the waiter when a lock is released, by whatever death. Locks are taken
-    shared, so that several may wait and none is mistaken for an owner.
+    :raises AnchorRegistryError: somebody else could have prepared it, or could change it.
     """
-    while True:
-        owners = sorted(folder.glob("*.owner"))
-        for owner in owners:
-            _wait_for_lock(owner)
-        if not any(is_held(owner) for owner in folder.glob("*.owner")):
-            return
+    try:
+        _check_folder(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _unusable(path, error) from error
+    return True
 
 
-if sys.platform == "win32":
-
-    def is_held(path: Path) -> bool:
-        """Whether a living process holds the lock on the file *path*."""
-        try:
-            with FileLock(path, timeout=0):
-                return False
-        except Timeout:
-            return True
-
-    def _wait_for_lock(path: Path) -> None:
-        with FileLock(path).acquire(poll_interval=1.0):
-            pass
-
-else:
-    import fcntl
-
-    def is_held(path: Path) -> bool:
-        """Whether a living process holds the lock on the file *path*."""
-        return not _flock(path, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-    def _wait_for_lock(path: Path) -> None:
-        _flock(path, fcntl.LOCK_SH)
-
-    def _flock(path: Path, how: int) -> bool:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return True
-        try:
-            fcntl.flock(fd, how)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(fd)
-        return True
+def is_own_folder(path: Path) -> bool:
+    """Whether *path* is a folder that nobody else has made, and no link to one."""
+    try:
+        _check_folder(path)
+    except OSError:
+        return False
+    return True
 
 
 def _trusted_folder(path: Path, *, with_gitignore: bool = False) -> None:
     """Make *path* for this user only; refuse one that somebody else could have prepared or could change."""
-    try:
+    made = False
+    with suppress(FileExistsError):
         path.mkdir(mode=0o700, parents=True)
-    except FileExistsError:
-        info = path.lstat()
-        if not stat.S_ISDIR(info.st_mode):
-            raise OSError(errno.ENOTDIR, "it is a link or a file, not a folder", str(path)) from None
-        if sys.platform != "win32":
-            if info.st_uid != os.geteuid():
-                raise OSError(
-                    errno.EPERM, f"it belongs to user {info.st_uid}, not to {os.geteuid()}", str(path)
-                ) from None
-            if info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX:
-                raise OSError(errno.EPERM, "other users may write in it", str(path)) from None
+        made = True
+    if not made:
+        _check_folder(path)
         with_gitignore = with_gitignore and path.name == REGISTRY_NAME
     ignore = path / ".gitignore"
     if with_gitignore and not ignore.exists():
         ignore.write_text("# Made by pytest-anchor.\n*\n", encoding="utf-8")
+
+
+def _check_folder(path: Path) -> None:
+    info = path.lstat()
+    if not stat.S_ISDIR(info.st_mode):
+        raise OSError(errno.ENOTDIR, "it is a link or a file, not a folder", str(path))
+    if sys.platform != "win32":
+        if info.st_uid != os.geteuid():
+            raise OSError(errno.EPERM, f"it belongs to user {info.st_uid}, not to {os.geteuid()}", str(path))
+        if info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX:
+            raise OSError(errno.EPERM, "other users may write in it", str(path))
+
+
+def _check_file(fd: int) -> os.stat_result:
+    """Refuse what is no file of this user's."""
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        raise OSError(errno.EPERM, f"its {JOURNAL} is no file")
+    if sys.platform != "win32" and info.st_uid != os.geteuid():
+        raise OSError(errno.EPERM, f"its {JOURNAL} belongs to user {info.st_uid}, not to {os.geteuid()}")
+    return info
 
 
 def _unusable(folder: Path, error: Exception) -> AnchorRegistryError:

@@ -161,13 +161,18 @@ class AnchorSessionFactory:
 
 
 class Owner:
-    """One process of a run that creates sessions. Nothing is opened before the first is asked for."""
+    """One process of a run that creates sessions. Nothing is opened before the first is asked for.
 
-    def __init__(self, settings: Settings) -> None:
+    :param before_create: called before each creation.
+    """
+
+    def __init__(self, settings: Settings, before_create: Callable[[], None] = lambda: None) -> None:
         self.settings = settings
+        self._before_create = before_create
         self._lock = threading.RLock()
         self._run: Run | None = None
         self._api: AnchorAPI | None = None
+        self._unwatched = settings.local or not settings.reaper  # a local backend goes with its run by itself
 
     def join(self) -> Run:
         """The run's record, with this owner's lock held.
@@ -210,7 +215,9 @@ class Owner:
         __tracebackhide__ = True
         from .registry import Record
 
+        self._before_create()
         run, api = self.open()
+        self._see_to_reaper(run, api)
         nonce = new_nonce(run.folder.name)
         config = with_tags(config, [TAG, run_tag(self.settings.run_id), new_tag(nonce)])
         json.dumps(config, allow_nan=False)
@@ -222,6 +229,8 @@ class Owner:
             time=time.time(),
             base_url=api.base_url,
             fingerprint=api.fingerprint,
+            run_id=self.settings.run_id,
+            place=run.place,
         )
         try:
             created = api.create(config)
@@ -231,14 +240,26 @@ class Owner:
         except AnchorAPIError:
             run.append("refused", nonce)
             raise
-        record = Record(nonce, owner=self.settings.owner, test=test, id=created.id, state="open")
+        seal = api.seal(nonce, created.id)
+        record = Record(
+            nonce, owner=self.settings.owner, test=test, id=created.id, seal=seal, place=run.place, state="open"
+        )
         session = AnchorSession(self, record, created.cdp_url, created.live_view_url)
         try:
-            run.append("created", nonce, id=created.id)
+            run.append("created", nonce, id=created.id, seal=seal)
         except AnchorRegistryError:
             self.end([session], how="test", timeout=END_TIMEOUT)
             raise
         return session
+
+    def _see_to_reaper(self, run: Run, api: AnchorAPI) -> None:
+        if self._unwatched:
+            return
+        from . import reaper
+
+        with self._lock:
+            told = {"run_id": self.settings.run_id, "base_url": api.base_url, "key": check_key(self.settings.api_key)}
+            self._unwatched = not reaper.ensure(run.folder, remove=self.settings.own_registry, **told)
 
     def end(self, sessions: list[AnchorSession], *, how: str, timeout: float) -> dict[AnchorSession, AnchorAPIError]:
         """End *sessions* within *timeout* seconds in all, and return those that failed."""

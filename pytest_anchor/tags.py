@@ -1,11 +1,22 @@
-"""The tags by which a session is known as this plugin's, a run's, and one creation's."""
+"""What names a session: its id, and the tags that make it this plugin's, a run's, and one creation's."""
 
 from __future__ import annotations
 
 import os
+import re
 
 TAG = "pytest-anchor"
+_SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _NEW = f"{TAG}:new="
+
+
+def is_session_id(value: object) -> bool:
+    """Whether *value* may become part of a URL.
+
+    ``DELETE /v1/sessions/all`` ends every session of the account, so nothing that could be
+    read as ``all`` or as another path ever gets that far.
+    """
+    return isinstance(value, str) and bool(_SESSION_ID.fullmatch(value)) and value.lower() != "all"
 
 
 def run_tag(run_id: str) -> str:

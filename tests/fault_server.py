@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from random import Random
 
     Answer = tuple[int, dict[str, str], bytes]
     # A fault gets the handler and a function that does what was asked and returns the true answer.
@@ -37,6 +38,7 @@ class Session:
     alive: bool = True
     created: float = field(default_factory=time.time)
     ended_by_request: bool = False
+    ended: float = 0.0  # when, by time.monotonic()
 
 
 class FaultServer:
@@ -45,9 +47,12 @@ class FaultServer:
     def __init__(self) -> None:
         self.sessions: dict[str, Session] = {}
         self.requests: list[tuple[str, str]] = []
+        self.times: list[float] = []  # of each request, by time.monotonic()
         self.headers: list[dict[str, str]] = []  # of each request, names in lower case
         self.closing = threading.Event()  # what a fault that never ends waits for
+        self.held: dict[str, threading.Event] = {}  # methods whose requests wait until the event is set
         self.connections = 0
+        self.busy = 0  # requests under way
         self.keys = {KEY}
         self.list_delay = 0.0  # seconds before a new session shows up in lists
         self.already_over: int | None = 401  # what DELETE answers for a session that is over; None: 200
@@ -67,6 +72,8 @@ class FaultServer:
 
     def __exit__(self, *_: object) -> None:
         self.closing.set()
+        for event in self.held.values():
+            event.set()
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
@@ -144,7 +151,7 @@ class FaultServer:
             if method == "DELETE":
                 if session is None or not session.alive:
                     return ok({"status": "ended"}) if self.already_over is None else error(self.already_over)
-                session.alive, session.ended_by_request = False, True
+                session.alive, session.ended_by_request, session.ended = False, True, time.monotonic()
                 return ok({"status": "ended"})
             return error(404)
 
@@ -168,10 +175,24 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         state = self.server_state
+        with state.lock:
+            state.busy += 1
+        try:
+            self._serve_one(state)
+        finally:
+            with state.lock:
+                state.busy -= 1
+
+    def _serve_one(self, state: FaultServer) -> None:
         parts = urlsplit(self.path)
-        raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        raw = self.rfile.read(length)
+        if len(raw) < length:  # the client died while it was sending
+            self.close_connection = True
+            return
         with state.lock:
             state.requests.append((self.command, parts.path))
+            state.times.append(time.monotonic())
             state.headers.append({name.lower(): value for name, value in self.headers.items()})
 
         def act() -> Answer:
@@ -179,6 +200,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return error(401)
             return state._act(self.command, parts.path, parse_qs(parts.query), json.loads(raw) if raw else {})
 
+        if event := state.held.get(self.command):
+            event.wait()
         fault = state._fault(self.command)
         answer = act() if fault is None else fault(self, act)
         if answer is not None:
@@ -266,6 +289,41 @@ def slow(seconds: float) -> Fault:
         return act()
 
     return fault
+
+
+def for_a_while(seconds: float, fault: Fault) -> Fault:
+    """The fault for *seconds* from the first request that meets it, then the true answer."""
+    until: list[float] = []
+
+    def fault_or_not(handler: _Handler, act: Callable[[], Answer]) -> Answer | None:
+        with handler.server_state.lock:
+            if not until:
+                until.append(time.monotonic() + seconds)
+        return fault(handler, act) if time.monotonic() < until[0] else act()
+
+    return fault_or_not
+
+
+def once_each(fault: Fault) -> Fault:
+    """The fault for the first request to each path, then the true answer."""
+    met: set[str] = set()
+
+    def fault_or_not(handler: _Handler, act: Callable[[], Answer]) -> Answer | None:
+        with handler.server_state.lock:
+            first = handler.path not in met
+            met.add(handler.path)
+        return fault(handler, act) if first else act()
+
+    return fault_or_not
+
+
+def one_of(some: Sequence[Fault], probability: float, random: Random) -> Fault:
+    """One of the faults with a probability, else the true answer."""
+
+    def fault_or_not(handler: _Handler, act: Callable[[], Answer]) -> Answer | None:
+        return random.choice(some)(handler, act) if random.random() < probability else act()
+
+    return fault_or_not
 
 
 def silent(handler: _Handler, _act: Callable[[], Answer]) -> None:

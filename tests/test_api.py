@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import socket
 import ssl
@@ -14,40 +15,13 @@ from email.utils import format_datetime
 import fault_server as fs
 import pytest
 from fault_server import KEY, FaultServer
+from records import NO_IDS
 
 from pytest_anchor import api as api_module
-from pytest_anchor.api import AnchorAPI, Ended, Listed, is_session_id
+from pytest_anchor.api import AnchorAPI, Created, Ended, Listed
 from pytest_anchor.errors import AnchorAPIError, AnchorLostCreateError
 
 TAG = "pytest-anchor:new=inv-1"
-
-NO_IDS = [
-    "all",
-    "ALL",
-    "All",
-    "aLl",
-    "../all",
-    "x/../all",
-    "%61ll",
-    "all\n",
-    "abc\n",
-    "",
-    " ",
-    "a b",
-    "a/b",
-    "a?b",
-    "a#b",
-    "a.b",
-    ".",
-    "..",
-    "é",
-    "ａll",
-    "१२३",
-    "x" * 129,
-    "a,b",
-    "a\x00",
-    "a\x1b[2J",
-]
 
 
 def later(seconds=5.0):
@@ -82,16 +56,6 @@ def check_no_key(error, key=KEY):
 # ids
 
 
-@pytest.mark.parametrize("value", [*NO_IDS, None, 7, ["abc"], b"abc", {"id": "abc"}])
-def test_what_is_no_session_id(value):
-    assert not is_session_id(value)
-
-
-@pytest.mark.parametrize("value", ["a", "allx", "xall", "A-b_9", "0", "-", "x" * 128])
-def test_what_is_a_session_id(value):
-    assert is_session_id(value)
-
-
 @pytest.mark.parametrize("value", NO_IDS)
 def test_a_hostile_id_never_reaches_the_server(server, api, value):
     stranger = server.add("theirs")
@@ -122,7 +86,7 @@ def test_create(server, api):
 @pytest.mark.parametrize("data", [{}, {"cdp_url": None, "live_view_url": 7}, {"live_view_url": ["x"]}])
 def test_urls_that_are_missing_or_no_text_are_empty(server, api, data):
     server.fail("POST", fs.body(json.dumps({"data": {"id": "abc", **data}}).encode(), 201))
-    assert api.create({}) == ("abc", "", "")
+    assert api.create({}) == Created("abc", "", "")
 
 
 def test_connections_are_kept_alive_and_shared_by_threads(server, api):
@@ -594,6 +558,62 @@ def test_list(server, api):
     assert server.requests == [("GET", "/v1/sessions/all/status")]
 
 
+def test_a_list_shows_what_carries_all_of_the_tags(server, api):
+    server.add("a")
+    both = server.add("b", "x", "a")
+    server.add("b")
+    assert [one.id for one in api.sessions_with_tag("a", "b", deadline=later())] == [both]
+    items = [{"session_id": s.id, "status": "running", "tags": s.tags} for s in server.sessions.values()]
+    server.fail("GET", fs.body(json.dumps({"data": {"items": items}}).encode()))  # it ignores the filter
+    assert [one.id for one in api.sessions_with_tag("a", "b", deadline=later())] == [both]
+
+
+NOW = "Thu, 01 Jan 2026 12:00:00 GMT"
+
+
+def one_listed(api, server, created, date):
+    """The one session of a list by a server whose clock shows *date*."""
+    items = [{"session_id": "x", "status": "running", "tags": [TAG], "created_at": created}]
+
+    def fault(handler, _act):
+        handler.date_time_string = lambda: date
+        return fs.ok({"items": items})
+
+    server.fail("GET", fault)
+    (listed,) = api.sessions_with_tag(TAG, deadline=later())
+    return listed
+
+
+@pytest.mark.parametrize(
+    ("created", "age"),
+    [
+        ("2026-01-01T11:59:00Z", 60),
+        ("2026-01-01T11:59:00.250Z", 59.75),
+        ("2026-01-01T11:59:00.250000+00:00", 59.75),
+        ("2026-01-01 13:59:00,5+02:00", 59.5),
+        ("2026-01-01t06:29:00-0530", 60),
+        ("2026-01-01T13:59:00+02", 60),
+        (" 2025-12-31T12:00:00Z ", 86400),
+        ("2026-01-01T12:00:10Z", -10),
+        ("2026-01-01T11:59:00", None),  # of which place?
+        ("2026-13-01T11:59:00Z", None),
+        ("2026-01-01T11:59:00+99:00", None),
+        ("٢٠٢٦-01-01T11:59:00Z", None),
+        ("yesterday", None),
+        ("", None),
+        (1767268740, None),
+        (None, None),
+    ],
+)
+def test_the_age_of_what_is_listed_is_told_by_the_servers_clock(server, api, created, age):
+    assert one_listed(api, server, created, NOW).age == (None if age is None else pytest.approx(age))
+
+
+@pytest.mark.parametrize("date", ["", "now", "Thu, 99 Jan 2026 12:00:00 GMT", "\xff"])
+def test_without_the_servers_clock_this_machines_tells(server, api, date):
+    assert one_listed(api, server, "2026-01-01T00:00:00Z", date).age == pytest.approx(time.time() - 1767225600, abs=20)
+
+
 @pytest.mark.parametrize("status", ["running", "active", "COMPLETED", "stopped", "", "None"])
 def test_a_status_that_is_not_known_counts_as_alive(status):
     assert Listed("x", status, ()).alive
@@ -686,6 +706,27 @@ def test_the_apis_own_words(server, api, content, code, message):
         api.create({})
     assert (caught.value.code, caught.value.message) == (code, message)
     assert str(caught.value).isprintable()
+
+
+# seals
+
+
+def test_a_seal_depends_on_the_key_the_base_url_and_every_word():
+    api = AnchorAPI("https://a.example", KEY)
+    seals = [
+        api.seal("inv-1", "id"),
+        api.seal("inv-1", "id2"),
+        api.seal("inv-2", "id"),
+        api.seal("id", "inv-1"),
+        api.seal("inv-1"),
+        api.seal("inv-1id"),
+        AnchorAPI("https://a.example", KEY + "x").seal("inv-1", "id"),
+        AnchorAPI("https://a.example/x", KEY).seal("inv-1", "id"),
+    ]
+    assert len(set(seals)) == len(seals)
+    assert AnchorAPI("https://a.example", KEY).seal("inv-1", "id") == seals[0]
+    assert all(re.fullmatch("[0-9a-f]{32}", seal) for seal in seals)
+    assert AnchorAPI("https://b.example", KEY).fingerprint == api.fingerprint != AnchorAPI("", "x").fingerprint
 
 
 # processes and TLS

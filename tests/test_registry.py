@@ -1,61 +1,58 @@
 import json
 import os
-import signal
+import shutil
 import stat
-import subprocess
-import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from processes import script
+from records import ERROR, NO_IDS, intend
 
 from pytest_anchor import registry
 from pytest_anchor.errors import AnchorRegistryError
-from pytest_anchor.registry import JOURNAL, Record, Run, State, is_held, wait_for_owners
+from pytest_anchor.registry import JOURNAL, MAX_LINE, Record, Run, State, check_registry
 
-CHECKOUT = Path(__file__).parent.parent
-ERROR = {"status": 500, "code": "E", "message": "m", "remedy": "r", "tries": 4}
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change owners")
-
-
-def script(code, *arguments):
-    """Start Python in a process of its own, with the checkout on its path."""
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def intent(run, nonce, **changes):
-    fields = {"owner": run.owner, "test": "t.py::x", "time": 1.0, "base_url": "http://b", "fingerprint": "f"}
-    run.append("intent", nonce, **{**fields, **changes})
 
 
 def journal(run):
     return run.folder / JOURNAL
 
 
+INTENT = {
+    "event": "intent",
+    "nonce": "n",
+    "owner": "gw0",
+    "test": "t",
+    "time": 2,
+    "base_url": "",
+    "fingerprint": "",
+    "run_id": "r",
+    "place": 1,
+}
+
+
+def journal_line(base, **changes):
+    """An event as a line of the journal; a change to ``None`` leaves the field out."""
+    return json.dumps({name: value for name, value in {**base, **changes}.items() if value is not None}).encode()
+
+
 # events
 
 
 def test_the_life_of_a_session(run):
-    intent(run, "n1")
+    intend(run, "n1", time=1)
     record = run.read().records["n1"]
-    assert (record.owner, record.test, record.time, record.base_url, record.fingerprint) == (
-        "main",
-        "t.py::x",
-        1.0,
-        "http://b",
-        "f",
-    )
+    told = (record.owner, record.test, record.time, record.base_url, record.fingerprint, record.run_id, record.place)
+    assert told == ("main", "t.py::x", 1.0, "http://b", "f", "r1", run.folder.stat().st_ino)
     assert (record.state, record.unresolved, record.open, record.id) == ("pending", True, False, None)
-    run.append("created", "n1", id="abc")
+    run.append("created", "n1", id="abc", seal="s")
     run.read()
     assert (record.state, record.unresolved, record.open, record.id) == ("open", False, True, "abc")
+    assert record.seal == "s"
     run.append("failed", "n1", error=ERROR)
     run.read()
     assert (record.open, record.error) == (True, ERROR)
@@ -66,17 +63,17 @@ def test_the_life_of_a_session(run):
 
 
 def test_a_lost_creation_is_unresolved_until_it_is_found(run):
-    intent(run, "n1")
+    intend(run, "n1")
     run.append("lost", "n1", time=9.0, error=ERROR)
     record = run.read().records["n1"]
     assert (record.state, record.unresolved, record.time, record.error) == ("lost", True, 9.0, ERROR)
-    run.append("created", "n1", id="abc")
+    run.append("created", "n1", id="abc", seal="s")
     run.read()
     assert (record.open, record.unresolved, record.error) == (True, False, None)
 
 
 def test_a_refused_creation_is_settled(run):
-    intent(run, "n1")
+    intend(run, "n1")
     run.append("refused", "n1")
     record = run.read().records["n1"]
     assert (record.state, record.open, record.unresolved) == ("refused", False, False)
@@ -84,15 +81,15 @@ def test_a_refused_creation_is_settled(run):
 
 def test_records_stay_in_the_order_of_their_intents(run):
     for nonce in "cab":
-        intent(run, nonce)
-    run.append("created", "b", id="x")
+        intend(run, nonce)
+    run.append("created", "b", id="x", seal="s")
     assert list(run.read().records) == ["c", "a", "b"]
 
 
 def test_taking_an_event_in_twice_changes_nothing():
     events = [
-        {"event": "intent", "nonce": "n", "owner": "gw0", "test": "t", "time": 2, "base_url": "", "fingerprint": ""},
-        {"event": "created", "nonce": "n", "id": "abc"},
+        INTENT,
+        {"event": "created", "nonce": "n", "id": "abc", "seal": "s"},
         {"event": "ended", "nonce": "n", "how": "test", "already": False},
     ]
     state = State()
@@ -105,7 +102,7 @@ def test_taking_an_event_in_twice_changes_nothing():
 
 
 def test_the_journal_is_json_lines(run):
-    intent(run, "n1", test="ümlaut[\n]")
+    intend(run, "n1", test="ümlaut[\n]")
     lines = journal(run).read_bytes().split(b"\n")
     assert len(lines) == 2
     assert json.loads(lines[0])["test"] == "ümlaut[\n]"
@@ -116,22 +113,22 @@ def test_the_journal_is_json_lines(run):
 
 
 def test_reading_goes_on_where_it_stopped(run):
-    intent(run, "n1")
+    intend(run, "n1")
     state = run.read()
     size = journal(run).stat().st_size
     assert run._offset == size
     journal(run).write_bytes(b"#" * size)  # what was read is not read again
-    intent(run, "n2")
+    intend(run, "n2")
     assert run.read() is state
     assert list(state.records) == ["n1", "n2"]
     assert state.unreadable == 0
 
 
 def test_another_owner_sees_what_was_written(run):
-    intent(run, "n1")
+    intend(run, "n1")
     other = Run(run.folder, "gw0")
     assert list(other.read().records) == ["n1"]
-    intent(other, "n2")
+    intend(other, "n2")
     assert list(run.read().records) == ["n1", "n2"]
     assert run.state.records["n2"].owner == "gw0"
 
@@ -140,18 +137,12 @@ def test_without_a_journal_there_is_nothing(tmp_path):
     assert Run(tmp_path / "none", "main").read().records == {}
 
 
-def test_a_journal_that_cannot_be_opened_is_an_error(run):
-    journal(run).mkdir()
-    with pytest.raises(AnchorRegistryError, match="--anchor-registry DIR"):
-        run.read()
-
-
 def test_a_torn_tail_is_skipped_and_closed_off(run):
-    intent(run, "n1")
+    intend(run, "n1")
     with journal(run).open("ab") as file:
         file.write(b'{"event":"created","nonce":"n1","id":"ab')
     assert run.read().records["n1"].state == "pending"
-    intent(run, "n2")
+    intend(run, "n2")
     state = run.read()
     assert list(state.records) == ["n1", "n2"]
     assert state.records["n1"].state == "pending"
@@ -160,12 +151,25 @@ def test_a_torn_tail_is_skipped_and_closed_off(run):
 
 
 def test_half_a_line_is_read_once_it_is_whole(run):
-    intent(run, "n1")
+    intend(run, "n1")
     whole = journal(run).read_bytes()
     journal(run).write_bytes(whole[:20])
     assert run.read().records == {}
     journal(run).write_bytes(whole)
     assert list(run.read().records) == ["n1"]
+
+
+CREATED = {"event": "created", "nonce": "y", "id": "abc", "seal": "s"}
+LOST = {"event": "lost", "nonce": "y", "time": 1, "error": ERROR}
+FAILED = {"event": "failed", "nonce": "y", "error": ERROR}
+ENDED = {"event": "ended", "nonce": "y", "how": "test", "already": False}
+
+
+@pytest.mark.parametrize("line", [INTENT, CREATED, LOST, FAILED, ENDED], ids=lambda line: line["event"])
+def test_what_the_lines_below_are_made_of_is_an_event(run, line):
+    journal(run).write_bytes(journal_line(line) + b"\n")
+    assert run.read().unreadable == 0
+    assert list(run.state.records) == [line["nonce"]]
 
 
 GARBAGE = [
@@ -177,31 +181,80 @@ GARBAGE = [
     b'"text"',
     b"\xff\xfe",
     b"{}",
-    b'{"event":"created","id":"x"}',
     b'{"nonce":"y"}',
-    b'{"event":"created","nonce":"y"}',
-    b'{"event":"lost","nonce":"y"}',
-    b'{"event":"failed","nonce":"y","error":7}',
-    b'{"event":"failed","nonce":"y","error":null}',
-    b'{"event":"nonsense","nonce":"y"}',
-    b'{"event":"intent","nonce":"y","time":"noon"}',
-    b'{"event":"intent","nonce":"y","time":1' + b"0" * 400 + b"}",
-    b'{"event":"intent","nonce":"y"',
+    journal_line(CREATED, nonce=None),
+    journal_line(CREATED, id=None),
+    journal_line(CREATED, seal=None),
+    *(journal_line(CREATED, seal=one) for one in ["é", "\ud800", 7, ["s"], {}]),
+    journal_line(CREATED, event="nonsense"),
+    journal_line(CREATED, event=["created"]),
+    journal_line(LOST, error=7),
+    journal_line(LOST, time=None),
+    journal_line(FAILED, error=None),
+    journal_line(FAILED, error={**ERROR, "tries": "many"}),
+    journal_line(FAILED, error={"status": 500}),
+    journal_line(ENDED, how=None),
+    *(journal_line(INTENT, **{name: None}) for name in INTENT),
+    journal_line(INTENT, time="noon"),
+    journal_line(INTENT, time=10**400),
+    journal_line(INTENT, place="here"),
+    journal_line(INTENT)[:-1],
+    *(journal_line(CREATED, id=one) for one in [*NO_IDS, 7, True, ["all"], {}]),
     b"[" * 100_000,
 ]
 
 
 @pytest.mark.parametrize("line", GARBAGE, ids=lambda line: repr(line[:40]))
 def test_a_line_that_is_no_event_is_counted(run, line):
-    intent(run, "n1")
+    intend(run, "n1")
     with journal(run).open("ab") as file:
         file.write(line + b"\n")
-    intent(run, "n2")
+    intend(run, "n2")
     state = run.read()
     assert state.unreadable == 1
-    assert {"n1", "n2"} <= set(state.records)
+    assert set(state.records) == {"n1", "n2"}
     run.read()
     assert state.unreadable == 1
+
+
+@pytest.mark.parametrize("size", [MAX_LINE, MAX_LINE + 1, 2 * MAX_LINE, 5 * MAX_LINE + 7])
+def test_a_line_of_a_megabyte_and_more_is_one_that_cannot_be_read(run, size):
+    intend(run, "n1")
+    with journal(run).open("ab") as file:
+        file.write(journal_line(INTENT, test="x" * size) + b"\n")
+    intend(run, "n2")
+    state = run.read()
+    assert (list(state.records), state.unreadable) == (["n1", "n2"], 1)
+
+
+def test_a_line_of_just_below_a_megabyte_is_read(run):
+    room = MAX_LINE - len(journal_line(INTENT, test="")) - len("\n")
+    journal(run).write_bytes(journal_line(INTENT, test="x" * room) + b"\n")
+    assert len(run.read().records["n"].test) == room
+
+
+@pytest.mark.parametrize("size", [MAX_LINE, 3 * MAX_LINE + 7])
+def test_a_huge_torn_line_does_not_hide_what_follows(run, size):
+    intend(run, "n1")
+    with journal(run).open("ab") as file:
+        file.write(b"x" * size)
+    assert list(run.read().records) == ["n1"]
+    intend(run, "n2")
+    state = run.read()
+    assert (list(state.records), state.unreadable) == (["n1", "n2"], 1)
+
+
+def test_very_many_lines_are_read_in_seconds(run):
+    intend(run, "n1")
+    with journal(run).open("ab") as file:
+        file.write(b'{"event":"refused","nonce":"n1"}\n' * 200_000)
+    intend(run, "n2")
+    before = time.monotonic()
+    assert set(run.read().records) == {"n1", "n2"}
+    assert time.monotonic() - before < 20
+    before = time.monotonic()
+    assert run.read().unreadable == 0
+    assert time.monotonic() - before < 0.5
 
 
 # who is alive
@@ -215,80 +268,10 @@ def test_an_owner_is_alive_until_it_leaves(run):
     run.leave()  # again does nothing
 
 
-def test_a_lock_file_that_nobody_holds_is_a_dead_owners(run):
-    (run.folder / "gw0.owner").touch()
-    assert not run.is_alive("gw0")
-    assert not is_held(run.folder / "none.owner")
-
-
-def test_asking_whether_an_owner_lives_does_not_make_it_look_alive(run):
-    run.leave()
-    asked = [is_held(run.folder / "main.owner") for _ in range(3)]
-    assert asked == [False] * 3
-
-
 def test_two_owners_of_one_name_exclude_each_other(run, monkeypatch):
     monkeypatch.setattr(registry, "LOCK_TIMEOUT", 0.1)
     with pytest.raises(AnchorRegistryError, match="another process has held its lock"):
         Run(run.folder, "main").join()
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from pytest_anchor.registry import Run
-run = Run(Path(sys.argv[1]), sys.argv[2])
-run.join()
-print("joined", flush=True)
-time.sleep(60)
-"""
-
-
-def test_a_killed_owner_is_dead_at_once_and_the_waiter_wakes(tmp_path):
-    folder = tmp_path / "reg" / "run"
-    owners = [script(HOLD, folder, name) for name in ("gw0", "gw1")]
-    try:
-        for owner in owners:
-            assert owner.stdout.readline() == "joined\n"
-        run = Run(folder, "main")
-        assert run.is_alive("gw0")
-        assert run.is_alive("gw1")
-        woken: list[float] = []
-        waiter = threading.Thread(target=lambda: (wait_for_owners(folder), woken.append(time.monotonic())), daemon=True)
-        waiter.start()
-        owners[0].send_signal(signal.SIGKILL)
-        owners[0].wait(10)
-        assert not run.is_alive("gw0")
-        assert run.is_alive("gw1")
-        assert not woken
-        owners[1].send_signal(signal.SIGKILL)
-        owners[1].wait(10)
-        died = time.monotonic()
-        waiter.join(10)
-        assert woken[0] - died < 1
-        assert not run.is_alive("gw1")
-    finally:
-        for owner in owners:
-            owner.kill()
-            owner.wait(10)
-            owner.stdout.close()
-
-
-def test_nobody_to_wait_for(tmp_path):
-    wait_for_owners(tmp_path)
-    wait_for_owners(tmp_path / "none")
-
-
-def test_a_name_that_is_taken_while_waiting_is_waited_for_as_well(run):
-    done = threading.Event()
-    waiter = threading.Thread(target=lambda: (wait_for_owners(run.folder), done.set()), daemon=True)
-    waiter.start()
-    other = Run(run.folder, "gw0")
-    other.join()
-    run.leave()
-    assert not done.wait(0.1)
-    other.leave()
-    assert done.wait(10)
 
 
 # writers
@@ -301,16 +284,15 @@ from pytest_anchor.registry import Run
 run = Run(Path(sys.argv[1]), sys.argv[2])
 run.join()
 for n in range(50):
-    run.append("intent", f"{sys.argv[2]}-{n}", owner=sys.argv[2], test="x" * (n * 40), time=n, base_url="", fingerprint="")
+    run.append("intent", f"{sys.argv[2]}-{n}", owner=sys.argv[2], test="x" * (n * 40), time=n, base_url="", fingerprint="", run_id="", place=0)
 """
 
 
 def test_eight_processes_write_at_once(tmp_path):
     folder = tmp_path / "reg" / "run"
-    writers = [script(WRITE, folder, f"gw{n}") for n in range(8)]
-    for writer in writers:
-        assert writer.wait(30) == 0
-        writer.stdout.close()
+    with ExitStack() as stack:
+        for writer in [stack.enter_context(script(WRITE, folder, f"gw{n}")) for n in range(8)]:
+            assert writer.wait(30) == 0
     state = Run(folder, "main").read()
     assert state.unreadable == 0
     assert set(state.records) == {f"gw{n}-{k}" for n in range(8) for k in range(50)}
@@ -319,7 +301,7 @@ def test_eight_processes_write_at_once(tmp_path):
 
 def test_threads_write_at_once(run):
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: intent(run, f"n{n}"), range(100)))
+        list(pool.map(lambda n: intend(run, f"n{n}"), range(100)))
         states = list(pool.map(lambda _: run.read(), range(8)))
     assert len(states[0].records) == 100
     assert states[0].unreadable == 0
@@ -354,9 +336,9 @@ assert set(run.read().records) == {"child", "parent"}, run.state
 def test_a_writer_that_stopped_is_not_waited_for(run, monkeypatch):
     monkeypatch.setattr(registry, "LOCK_TIMEOUT", 0.1)
     with Run(run.folder, "x")._guarded(), pytest.raises(AnchorRegistryError, match="held its lock for over 0 seconds"):
-        intent(run, "n1")
+        intend(run, "n1")
     assert not journal(run).exists()
-    intent(run, "n1")
+    intend(run, "n1")
 
 
 @pytest.mark.parametrize("room", [0, 30])
@@ -398,7 +380,7 @@ def test_everything_is_private(tmp_path):
     try:
         run = Run(tmp_path / "reg" / "run", "main")
         run.join()
-        intent(run, "n1")
+        intend(run, "n1")
     finally:
         os.umask(mask)
     assert mode(tmp_path / "reg") == 0o700
@@ -475,12 +457,45 @@ def test_a_link_is_not_followed(tmp_path, which):
     assert mode(tmp_path / "elsewhere") == 0o755
 
 
-def test_a_link_instead_of_the_journal_is_not_followed(run, tmp_path):
-    (tmp_path / "victim").write_text("x")
-    journal(run).symlink_to(tmp_path / "victim")
-    with pytest.raises(AnchorRegistryError):
-        intent(run, "n1")
-    assert (tmp_path / "victim").read_text() == "x"
+def put_a_link(path):
+    path.symlink_to(path.parent.parent.parent / "victim")
+
+
+def put_somebody_elses_file(path):
+    path.touch()
+    os.chown(path, 65534, 65534)
+
+
+@pytest.mark.parametrize(
+    ("put", "why"),
+    [
+        (put_a_link, "Too many levels of symbolic links"),
+        (os.mkfifo, "its journal.jsonl is no file"),
+        (os.mkdir, "directory"),
+        pytest.param(put_somebody_elses_file, "belongs to user 65534, not to 0", marks=root_only),
+    ],
+    ids=["link", "pipe", "folder", "stranger"],
+)
+def test_what_is_no_journal_is_neither_read_nor_written(run, tmp_path, put, why):
+    victim = tmp_path / "victim"
+    victim.write_bytes(journal_line(INTENT) + b"\n")
+    before = victim.read_bytes()
+    put(journal(run))
+    for use in (run.read, lambda: intend(run, "n1")):
+        with pytest.raises(AnchorRegistryError) as caught:
+            use()
+        assert "cannot be used" in str(caught.value)
+        assert why in str(caught.value) or "No such device" in str(caught.value)
+    assert run.state.records == {}
+    assert victim.read_bytes() == before
+
+
+def test_a_link_instead_of_a_lock_is_not_followed(tmp_path):
+    folder = tmp_path / "reg" / "run"
+    folder.mkdir(parents=True)
+    (folder / "journal.lock").symlink_to(tmp_path / "victim")
+    assert "symbolic" in refused(folder)
+    assert not (tmp_path / "victim").exists()
 
 
 @root_only
@@ -502,7 +517,7 @@ def test_a_lock_that_cannot_be_made_is_refused(tmp_path):
 
 
 def test_removing_takes_the_runs_folder_only(run):
-    intent(run, "n1")
+    intend(run, "n1")
     run.leave()
     run.remove()
     assert not run.folder.exists()
@@ -511,7 +526,7 @@ def test_removing_takes_the_runs_folder_only(run):
 
 
 def test_what_is_written_after_the_removal_makes_no_new_folder(run):
-    intent(run, "n1")
+    intend(run, "n1")
     run.leave()
     run.remove()
     try:
@@ -525,3 +540,68 @@ def test_a_record_starts_out_unresolved():
     record = Record("n")
     assert record.unresolved
     assert not record.open
+
+
+# dead runs
+
+
+def test_only_one_sweeps_a_dead_run(run):
+    one, other = Run(run.folder, "recovery"), Run(run.folder, "recovery")
+    assert one.claim()
+    assert not other.claim()
+    one.release()
+    one.release()  # again does nothing
+    assert other.claim()
+    other.release()
+
+
+def test_a_killed_sweepers_claim_is_free(run):
+    code = """
+import sys
+from pathlib import Path
+from pytest_anchor.registry import Run
+run = Run(Path(sys.argv[1]), "reaper")
+print(run.claim(), flush=True)
+sys.stdin.read()
+"""
+    with script(code, run.folder) as sweeper:
+        assert sweeper.stdout.readline() == "True\n"
+        assert not run.claim()
+        sweeper.kill()
+        sweeper.wait(10)
+    assert run.claim()
+    run.release()
+
+
+def test_a_folder_that_is_gone_cannot_be_claimed(run):
+    run.leave()
+    run.remove()
+    assert not run.claim()
+    assert not run.folder.exists()
+
+
+def test_a_run_died_when_its_journal_was_last_written_before_it_was_claimed(run):
+    intend(run, "n1")
+    os.utime(journal(run), (1000, 1000))
+    for _ in range(2):  # what a sweep writes does not count
+        assert run.claim()
+        assert run.died == 1000
+        run.release()
+        run.append("refused", "n1")
+
+
+def test_a_copy_of_a_run_is_in_another_place(run, tmp_path):
+    copy = Run(shutil.copytree(run.folder, tmp_path / "copy"), "main")
+    assert copy.place != run.place == Run(run.folder, "gw0").place
+
+
+def test_a_registry_is_checked_before_it_is_read(tmp_path):
+    assert not check_registry(tmp_path / "none")
+    (tmp_path / "reg").mkdir(mode=0o700)
+    assert check_registry(tmp_path / "reg")
+    (tmp_path / "reg").chmod(0o777)
+    with pytest.raises(AnchorRegistryError, match="other users may write in it"):
+        check_registry(tmp_path / "reg")
+    (tmp_path / "link").symlink_to(tmp_path / "reg")
+    with pytest.raises(AnchorRegistryError, match="it is a link"):
+        check_registry(tmp_path / "link")

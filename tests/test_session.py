@@ -219,7 +219,7 @@ from pytest_anchor.errors import AnchorRegistryError
 from pytest_anchor.session import Owner
 from pytest_anchor.settings import Settings
 url, folder, key, room = sys.argv[1:]
-owner = Owner(Settings("r1", Path(folder), "main", url, key, False, "", "fail", 5.0))
+owner = Owner(Settings("r1", Path(folder), "main", url, key, False, "", "fail", 5.0, False))
 owner.create({}, "t").end()
 journal = Path(folder, "journal.jsonl")
 size = journal.stat().st_size
@@ -288,6 +288,26 @@ def test_threads_open_an_owner_once(owner):
 
     with ThreadPoolExecutor(4) as pool:
         assert len({id(api) for _, api in pool.map(opened, range(4))}) == 1
+
+
+def test_what_is_to_come_before_a_creation_comes_before_each(server, settings, quick):
+    seen = []
+    owner = Owner(settings, lambda: seen.append(len(server.requests)))
+    owner.open()
+    assert seen == []
+    owner.create({}, "t").end()
+    owner.create({}, "t").end()
+    assert seen == [0, 2]
+    owner.close()
+
+
+def test_a_record_tells_the_run_the_place_and_has_a_seal(owner, factory):
+    session = factory()
+    run, api = owner.open()
+    (record,) = run.read().records.values()
+    assert (record.run_id, record.place) == ("r1", run.folder.stat().st_ino)
+    assert (record.base_url, record.fingerprint) == (api.base_url, api.fingerprint)
+    assert record.seal == api.seal(record.nonce, session.id)
 
 
 # merging

@@ -1,4 +1,7 @@
-from pytest_anchor.tags import TAG, new_nonce, new_tag, nonce_of, run_tag
+import pytest
+from records import NO_IDS
+
+from pytest_anchor.tags import TAG, is_session_id, new_nonce, new_tag, nonce_of, run_tag
 
 
 def test_tags_of_one_creation():
@@ -25,3 +28,13 @@ def test_a_nonce_is_recognised_by_its_own_invocation_only():
 
 def test_the_right_one_of_several_nonces_is_found():
     assert nonce_of((new_tag("other-1"), new_tag("inv-2")), "inv") == "inv-2"
+
+
+@pytest.mark.parametrize("value", [*NO_IDS, None, 7, ["abc"], b"abc", {"id": "abc"}])
+def test_what_is_no_session_id(value):
+    assert not is_session_id(value)
+
+
+@pytest.mark.parametrize("value", ["a", "allx", "xall", "A-b_9", "0", "-", "x" * 128])
+def test_what_is_a_session_id(value):
+    assert is_session_id(value)

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 
-NAMES = ("unused", "create_end", "journal")
+NAMES = ("unused", "create_end", "journal", "reaper")
 
 
 def main(names: list[str]) -> None:

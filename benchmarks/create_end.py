@@ -34,6 +34,7 @@ def figures() -> Iterator[Figure]:
                 chromium="",
                 on_leak="fail",
                 sweep_timeout=60.0,
+                reaper=False,
             )
         )
         factory = AnchorSessionFactory(owner, {}, lambda: "benchmark")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
+import time
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -14,36 +17,49 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 # What creates and ends sessions is imported where it is used: a run without a session does not pay for it.
-from .errors import AnchorConfigError, AnchorError
+from .errors import AnchorConfigError, AnchorError, redact
+from .locks import has_owners, is_held, owner_lock
 from .settings import (
     BASE_URL_VARIABLE,
     DEFAULT_BASE_URL,
     KEY_VARIABLES,
     KEYWORDS,
     ON_LEAK,
+    ON_OFF,
     REGISTRY_NAME,
     Settings,
     check_base_url,
     check_choice,
+    check_run_id,
     check_seconds,
+    ci_run_id,
     key_from_environment,
-    new_run_id,
+    new_invocation,
 )
+from .signals import Termination
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .recover import Recovery
     from .report import Report
     from .session import AnchorSessionFactory, Owner
 
 TEARDOWN_TIMEOUT = 4.5  # seconds; xdist cuts an interrupted worker's teardown off after about 5
 CRASH_TIMEOUT = 20.0  # seconds for the sessions of a worker that died, while the run goes on
+JOIN_TIMEOUT = 1.5  # seconds that a worker's end waits for its controller
+RECOVERY_TIMEOUT = 5.0  # seconds that the end of a run waits for what earlier runs left
 
 _OPTIONS = {
     "base_url": (f"URL of Anchor's API (environment: {BASE_URL_VARIABLE}; default: {DEFAULT_BASE_URL})", "URL"),
     "registry": (f"folder for the record of created sessions (default: {REGISTRY_NAME} in pytest's rootdir)", "DIR"),
     "on_leak": ("what a session that could not be ended does to the exit status: fail (default) or warn", "fail|warn"),
     "sweep_timeout": ("seconds that the final sweep may take (default: 60)", "SECONDS"),
+    "run_id": ("name of the run in its sessions' tags, which shards may share (default: the CI's, or random)", "ID"),
+    "reaper": (
+        "whether a process watches the run, and ends its sessions if it is killed: on (default) or off",
+        "on|off",
+    ),
     "chromium": ("the Chromium for --anchor-local (default: looked for on PATH and in the usual places)", "PATH"),
 }
 _LOCAL_HELP = "serve Anchor's API on this machine with local Chromium: free, offline, needs pytest-anchor[local]"
@@ -56,14 +72,18 @@ class _Plugin:
         self.settings = settings
         self.worker = worker
         self.item: pytest.Item | None = None
+        self.termination = Termination(self.active)
+        self.elsewhere = False  # whether workers with a registry of their own may have left sessions
         self.crash_sweeps: list[threading.Thread] = []
+        self.recovery: threading.Thread | None = None
+        self.recovered: list[Recovery] = []
         self.report: Report | None = None
 
     @cached_property
     def owner(self) -> Owner:
         from .session import Owner
 
-        return Owner(self.settings)
+        return Owner(self.settings, self.termination.catch)
 
     @property
     def secret(self) -> str | None:
@@ -75,7 +95,29 @@ class _Plugin:
 
     def active(self) -> bool:
         """Whether any process of the run has asked for a session."""
-        return self.settings.folder.is_dir()
+        return self.elsewhere or os.path.isdir(self.settings.folder)  # noqa: PTH112 - it may be forbidden to look
+
+    def join(self) -> None:
+        """Hold the owner's lock if the run has any: one without living owners counts as dead.
+
+        Its local backend would be gone before the sweep, and its reaper would begin.
+        """
+        if "owner" not in vars(self) and self.active():
+            with suppress(AnchorError):  # the final sweep meets the same, and reports it
+                self.owner.join()
+
+
+class _Warnings:
+    """Keeps the key out of the warnings summary: a plugin of its own, since this hook is not told of the config."""
+
+    def __init__(self, plugin: _Plugin) -> None:
+        self._plugin = plugin
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
+        key, text = self._plugin.secret, str(warning_message.message)
+        if key and redact(text, key) != text:
+            warning_message.message = Warning(redact(text, key))
 
 
 _KEY = pytest.StashKey[_Plugin]()
@@ -104,10 +146,11 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     values = getattr(config, "workerinput", {}).get("pytest_anchor")
     try:
-        settings = Settings.of_worker(values) if values else _settings(config)
+        settings = Settings.of_worker(values, config.rootpath) if values else _settings(config)
     except AnchorConfigError as error:
         raise pytest.UsageError(str(error)) from None
-    config.stash[_KEY] = _Plugin(settings, worker=bool(values))
+    config.stash[_KEY] = plugin = _Plugin(settings, worker=bool(values))
+    config.pluginmanager.register(_Warnings(plugin), "pytest_anchor_warnings")
 
 
 def _settings(config: pytest.Config) -> Settings:
@@ -125,10 +168,10 @@ def _settings(config: pytest.Config) -> Settings:
     if base_url and config.getoption("anchor_local"):
         raise AnchorConfigError("--anchor-local and --anchor-base-url exclude each other: give one of them")
     local = bool(config.getoption("anchor_local") or (config.getini("anchor_local") and not base_url))
-    run_id = new_run_id()
+    invocation = new_invocation()
     return Settings(
-        run_id=run_id,
-        folder=folder() / run_id,
+        run_id=check_run_id(value("run_id", default=ci_run_id() or invocation)),
+        folder=folder() / invocation,
         owner="main",
         base_url="" if local else check_base_url(value("base_url", BASE_URL_VARIABLE, DEFAULT_BASE_URL)),
         api_key=f"local-{os.urandom(16).hex()}" if local else key_from_environment(),
@@ -136,25 +179,82 @@ def _settings(config: pytest.Config) -> Settings:
         chromium=value("chromium"),
         on_leak=check_choice("--anchor-on-leak", value("on_leak", default="fail"), ON_LEAK),
         sweep_timeout=check_seconds("--anchor-sweep-timeout", value("sweep_timeout", default="60")),
+        reaper=check_choice("--anchor-reaper", value("reaper", default="on"), ON_OFF) == "on",
     )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """End what earlier runs left on record, in the background."""
+    plugin = session.config.stash[_KEY]
+    registry = plugin.settings.folder.parent
+    if plugin.worker and not plugin.settings.own_registry:
+        return
+    with suppress(OSError):  # who creates a session is told that the registry cannot be used
+        plugin.recovery = _start_recovery(plugin) if _has_dead_runs(registry) else None
+
+
+def _has_dead_runs(registry: Path) -> bool:
+    return registry.is_dir() and not all(has_owners(one) for one in registry.iterdir() if one.is_dir())
+
+
+def _start_recovery(plugin: _Plugin) -> threading.Thread:
+    # Imported here and not in the thread: what requests sets up of warnings, pytest would undo now and then.
+    from . import api, recover  # noqa: F401
+
+    thread = threading.Thread(target=_recover, args=(plugin,), name="pytest-anchor-recovery", daemon=True)
+    thread.start()
+    return thread
+
+
+def _recover(plugin: _Plugin) -> None:
+    from .recover import recover_all
+
+    with suppress(AnchorError):
+        for recovered in recover_all(plugin.settings):
+            plugin.recovered.append(recovered)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Hand the controller's decisions to an xdist worker."""
-    settings = node.config.stash[_KEY].settings
-    node.workerinput["pytest_anchor"] = settings.for_worker(node.workerinput["workerid"])
+    plugin = node.config.stash[_KEY]
+    plugin.termination.catch()  # the controller does not hear of a worker's first session in time
+    shares_disk = _shares_disk(node)
+    node.workerinput["pytest_anchor"] = plugin.settings.for_worker(
+        node.workerinput["workerid"], shares_disk=shares_disk
+    )
+
+
+def _shares_disk(node: Any) -> bool:
+    return bool(node.gateway.spec.popen and not node.gateway.spec.via)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
     """End a crashed xdist worker's sessions at once, while the run goes on."""
     plugin = node.config.stash[_KEY]
-    if error and plugin.active():
+    if not _shares_disk(node):
+        _take_records(plugin, getattr(node, "workeroutput", {}).get("pytest_anchor"))
+    elif error and plugin.active():
+        from . import api  # noqa: F401 - not in the thread, as above
+
         worker = node.workerinput["workerid"]
         thread = threading.Thread(target=_sweep_crashed, args=(plugin, worker), name="pytest-anchor-crash", daemon=True)
         thread.start()
         plugin.crash_sweeps.append(thread)
+
+
+def _take_records(plugin: _Plugin, records: list[dict[str, Any]] | None) -> None:
+    """Take over what a worker with a registry of its own has on record; without one, only the API knows."""
+    from .registry import Record
+
+    if records is None:
+        plugin.elsewhere = not plugin.settings.local  # a local backend there has gone with its worker
+    elif records:
+        with suppress(AnchorError):  # the final sweep meets the same, and reports it
+            run = plugin.owner.join()
+            for values in records:
+                run.add(Record(**values))
 
 
 def _sweep_crashed(plugin: _Plugin, worker: str) -> None:
@@ -166,15 +266,9 @@ def _sweep_crashed(plugin: _Plugin, worker: str) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Join a run in which an xdist worker has created a session, before the last worker leaves it.
-
-    A run without living owners counts as dead: its local backend would be gone before the sweep.
-    """
+    """Join a run in which an xdist worker has created a session, before the last worker leaves it."""
     if node := getattr(report, "node", None):
-        plugin = node.config.stash[_KEY]
-        if "owner" not in vars(plugin) and plugin.active():
-            with suppress(AnchorError):  # the final sweep meets the same, and reports it
-                plugin.owner.join()
+        node.config.stash[_KEY].join()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -186,15 +280,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
     """Keep the key out of what a test prints, raises and records: a cdp_url contains it."""
     report = yield
-    key = item.config.stash[_KEY].secret
-    if key and key in f"{report.longrepr}{report.sections}{report.user_properties}{getattr(report, 'wasxfail', '')}":
-        _without_key(report, key)
+    if key := item.config.stash[_KEY].secret:
+        text = f"{report.longrepr}{report.sections}{report.user_properties}{getattr(report, 'wasxfail', '')}"
+        if redact(text, key) != text:
+            _without_key(report, key)
     return report
 
 
 def _without_key(report: pytest.TestReport, key: str) -> None:
     def clean(value: Any) -> str:
-        return str(value).replace(key, "***")
+        return redact(str(value), key)
 
     if isinstance(report.longrepr, tuple):  # a skip: file, line and reason
         path, line, reason = report.longrepr
@@ -205,44 +300,108 @@ def _without_key(report: pytest.TestReport, key: str) -> None:
         report.wasxfail = clean(report.wasxfail)
     report.sections = [(name, clean(text)) for name, text in report.sections]
     report.user_properties = [
-        (name, clean(value) if key in str(value) else value) for name, value in report.user_properties
+        (name, clean(value) if clean(value) != str(value) else value) for name, value in report.user_properties
     ]
 
 
-# Last, for two reasons: pytest's own last teardown is a pytest_sessionfinish too, and xdist's waits for its workers.
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
+# Innermost, but after all that is no wrapper: pytest's own last teardown is a pytest_sessionfinish too, xdist's waits
+# for its workers, and the terminal's, a wrapper, writes the summary.
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Any:
     plugin = session.config.stash[_KEY]
-    if plugin.worker or not plugin.active():
-        return
-    plugin.report = _sweep(session.config, plugin)
-    ok = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
-    if plugin.report.failed and plugin.settings.on_leak == "fail" and session.exitstatus in ok:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if plugin.worker:
+        result = yield
+        _hand_over(session.config, plugin)
+        return result
+    hurried, result = False, None
+    try:
+        plugin.join()
+    except KeyboardInterrupt:
+        hurried = True  # the second Ctrl-C: the prompt comes back at once
+    try:
+        result = yield
+    except KeyboardInterrupt:
+        if not plugin.active():
+            raise
+        hurried = True
+    if plugin.active() or plugin.recovery:
+        plugin.report = report = _sweep(session.config, plugin, hurried=hurried)
+        ok = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        if report.interrupted:
+            session.exitstatus = pytest.ExitCode.INTERRUPTED
+        elif report.failed and plugin.settings.on_leak == "fail" and session.exitstatus in ok:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    return result
 
 
-def _sweep(config: pytest.Config, plugin: _Plugin) -> Report:
-    from .progress import Progress
+def _hand_over(config: pytest.Config, plugin: _Plugin) -> None:
+    """Tell the controller what this worker has on record, in case it cannot read it."""
+    records = []
+    with suppress(AnchorError):
+        if "owner" in vars(plugin):
+            state = plugin.owner.join().read()
+            records = [vars(one) for one in state.records.values() if one.owner == plugin.settings.owner]
+    config.workeroutput["pytest_anchor"] = records  # type: ignore[attr-defined]
+
+
+def _sweep(config: pytest.Config, plugin: _Plugin, *, hurried: bool) -> Report:
+    from . import reaper
     from .registry import State
     from .report import Report
-    from .sweep import sweep_run
+
+    settings = plugin.settings
+    report = Report(State(), settings.folder)
+    try:
+        if plugin.active():
+            run = plugin.owner.join()
+            report.state = run.read()
+            if hurried:
+                raise KeyboardInterrupt
+            report.problem = _end_all(config, plugin)
+        if plugin.recovery:
+            plugin.recovery.join(RECOVERY_TIMEOUT)
+    except AnchorError as error:
+        report.problem = error
+    except KeyboardInterrupt:
+        report.interrupted = True
+    if report.interrupted:
+        # A connection that was cut off in the making is nobody's; as a warning it could change the exit status.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+    report.recovered = list(plugin.recovered)
+    report.unwatched = reaper.problem(settings.folder)
+    report.watched = reaper.is_watching(settings.folder)
+    if plugin.active() and report.settled and report.problem is None:
+        plugin.owner.close()
+        run.remove()
+    return report
+
+
+def _end_all(config: pytest.Config, plugin: _Plugin) -> AnchorError | None:
+    from .progress import Progress
+    from .sweep import sweep_run, write_off
 
     for thread in plugin.crash_sweeps:
         thread.join(CRASH_TIMEOUT)
     settings = plugin.settings
-    state, problem = State(), None
-    try:
-        run, api = plugin.owner.open()
-        state = run.state
-        progress = Progress(config.pluginmanager.get_plugin("terminalreporter"))
-        problem = sweep_run(api, run, settings.run_id, timeout=settings.sweep_timeout, progress=progress)
-    except AnchorError as error:
-        return Report(state, error, str(settings.folder))
-    report = Report(state, problem, str(settings.folder))
-    if report.settled and problem is None:
-        plugin.owner.close()
-        run.remove()
-    return report
+    if settings.local:
+        from .local.launch import is_gone
+
+        if is_gone(settings.folder):
+            write_off(plugin.owner.join())
+            return None
+    if not plugin.elsewhere and all(one.state == "ended" for one in plugin.owner.join().state.records.values()):
+        return None
+    run, api = plugin.owner.open()
+    return sweep_run(
+        api,
+        run,
+        settings.run_id,
+        timeout=settings.sweep_timeout,
+        progress=Progress(config.pluginmanager.get_plugin("terminalreporter")),
+        elsewhere=plugin.elsewhere,
+    )
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -255,9 +414,22 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         plugin.report = None
 
 
+def _wait_for_controller(settings: Settings) -> None:
+    """Leave the run only when its controller has joined it: a run without owners is the reaper's."""
+    deadline = time.monotonic() + JOIN_TIMEOUT
+    parent = os.getppid()
+    while not (settings.own_registry or is_held(owner_lock(settings.folder, "main"))):
+        if time.monotonic() > deadline or os.getppid() != parent:
+            break
+        time.sleep(0.01)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if plugin := config.stash.get(_KEY, None):
+        plugin.termination.undo()
         if "owner" in vars(plugin):
+            if plugin.worker:
+                _wait_for_controller(plugin.settings)
             plugin.owner.close()
         if plugin.report and not plugin.report.settled:
             # No summary was shown: --no-summary, an internal error, or no terminal plugin.

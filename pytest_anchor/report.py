@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import shlex
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import AnchorAPIError, AnchorError
+from .errors import AnchorAPIError, AnchorError, printable
+from .reaper import LOG
 from .settings import DEFAULT_BASE_URL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
+    from .recover import Recovery
     from .registry import Record, State
 
 SHOWN = 20  # failures that are written out; the rest is in the journal
 
-_HOW = {"test": "ended by the tests", "teardown": "at teardown", "sweep": "by the sweep"}
+YELLOW = {"yellow": True}
+
+_HOW = {
+    "test": "ended by the tests",
+    "teardown": "at teardown",
+    "sweep": "by the sweep",
+    "reaper": "by the reaper",
+    "recovery": "by a later run",
+}
 
 
 class Line(NamedTuple):
@@ -29,25 +42,39 @@ class Report:
     """What is to be said of a run once its sweep is over.
 
     :param state: the run's record.
-    :param problem: why the sweep could not do its work, if so.
-    :param journal: where the record is kept while something is open.
+    :param folder: where the record is kept while something is open.
     """
 
-    def __init__(self, state: State, problem: AnchorError | None, journal: str) -> None:
-        records = list(state.records.values())
-        self.created = [record for record in records if record.id is not None]
-        self.leaked = [record for record in self.created if record.open]
-        self.unresolved = [record for record in records if record.unresolved]
-        self.unreadable = state.unreadable
-        self.problem = problem
-        self._journal = journal
+    def __init__(self, state: State, folder: Path) -> None:
+        self.state = state
+        self.folder = folder
+        self.problem: AnchorError | None = None  # why the sweep could not do its work
+        self.interrupted = False  # whether it was cut short
+        self.watched = False  # whether the reaper goes on
+        self.unwatched = ""  # why the run had no reaper
+        self.recovered: list[Recovery] = []  # what became of earlier runs
+
+    @property
+    def created(self) -> list[Record]:
+        """Those whose id is known."""
+        return [record for record in self.state.records.values() if record.id is not None]
+
+    @property
+    def leaked(self) -> list[Record]:
+        """Those that are not known to be over."""
+        return [record for record in self.created if record.open]
+
+    @property
+    def unresolved(self) -> list[Record]:
+        """Creations that may have led to a session whose id nobody knows."""
+        return [record for record in self.state.records.values() if record.unresolved]
 
     @property
     def failed(self) -> bool:
         """Whether a session could not be confirmed to be over, or nobody can say."""
         # Without the API's list the record still tells all that this machine created; without the record, nobody does.
         no_record = self.problem is not None and not isinstance(self.problem, AnchorAPIError)
-        return bool(self.leaked or self.unreadable or no_record)
+        return bool(self.leaked or self.state.unreadable or no_record or self.interrupted)
 
     @property
     def settled(self) -> bool:
@@ -55,34 +82,50 @@ class Report:
         return not (self.failed or self.unresolved)
 
     def __bool__(self) -> bool:
-        return bool(self.created or self.unresolved or self.unreadable or self.problem)
+        state = self.state
+        return bool(self.created or self.unresolved or state.unreadable or self.problem or self.recovered)
 
     def lines(self, *, verbose: bool = False) -> Iterator[Line]:
         """The section, top to bottom."""
-        yield Line(self._counts(), {"red": True, "bold": True} if self.failed else {"green": not self.unresolved})
+        if self.created or self.failed or self.unresolved:
+            yield Line(self._counts(), {"red": True, "bold": True} if self.failed else {"green": not self.unresolved})
         for record in self.leaked[:SHOWN]:
-            yield Line(f"LEAKED {_where(record)}", {"red": True})
-            yield Line(f"  {_why(record)}")
+            yield Line(f"LEAKED {title(record)}", {"red": True})
+            yield Line(f"  {why(record)}")
             yield Line(f"  end it by hand: {end_command(record)}")
         for record in self.unresolved[:SHOWN]:
-            yield Line(f"UNRESOLVED {_where(record)}", {"yellow": True})
-            yield Line(f"  no answer told its id, and the API lists no such session: {_why(record)}")
+            yield Line(f"UNRESOLVED {title(record)}", YELLOW)
+            yield Line(f"  no answer told its id, and the API lists no such session: {why(record)}")
         for record in self.created:
             if record.note:
-                yield Line(
-                    f"NOTE {_where(record)}: it is over by the API's answer, but {record.note}", {"yellow": True}
-                )
+                note = printable(record.note)
+                yield Line(f"NOTE {title(record)}: it is over by the API's answer, but {note}", YELLOW)
             elif verbose and not record.open:
-                yield Line(f"{_where(record)}: {'already over' if record.already else _HOW.get(record.how, 'ended')}")
-        if self.unreadable:
+                yield Line(f"{title(record)}: {'already over' if record.already else _HOW.get(record.how, 'ended')}")
+        yield from self._troubles()
+        for recovery in self.recovered:
+            yield from _recovery_lines(recovery)
+
+    def _troubles(self) -> Iterator[Line]:
+        if unreadable := self.state.unreadable:
             yield Line(
-                f"{self.unreadable} lines of the record cannot be read: sessions may be missing here", {"red": True}
+                f"{_count(unreadable, 'line')} of the record cannot be read: sessions may be missing here",
+                {"red": True},
             )
+        if self.interrupted:
+            yield Line("the sweep was interrupted before it was done", {"red": True})
         if self.problem is not None:
-            yield Line(f"the sweep is incomplete: {self.problem}", {"yellow": True})
+            yield Line(f"the sweep is incomplete: {self.problem}", YELLOW)
+        if self.unwatched:
+            why_not = printable(self.unwatched)
+            yield Line(f"the run went on without a reaper, which did not start: {why_not}", YELLOW)
         if not self.settled:
             more = max(len(self.leaked), len(self.unresolved)) > SHOWN
-            yield Line(f"{'all of them are' if more else 'this is'} on record in {self._journal}")
+            yield Line(f"{'all of them are' if more else 'this is'} on record in {self.folder}")
+            if self.watched:
+                yield Line(f"the reaper goes on trying; it writes to {self.folder / LOG}")
+            else:
+                yield Line("the next run here tries again; so does: python -m pytest_anchor sweep")
 
     def _counts(self) -> str:
         ended = Counter("already over" if r.already else _HOW.get(r.how, "ended") for r in self.created if not r.open)
@@ -91,8 +134,7 @@ class Report:
             parts.append(f"{len(self.leaked)} leaked")
         if self.unresolved:
             parts.append(f"{len(self.unresolved)} unresolved")
-        plural = "session" if len(self.created) == 1 else "sessions"
-        return f"{len(self.created)} {plural} created" + (f": {', '.join(parts)}" if parts else "")
+        return f"{_count(len(self.created), 'session')} created" + (f": {', '.join(parts)}" if parts else "")
 
 
 def teardown_section(failures: list[tuple[str, AnchorAPIError]]) -> str:
@@ -105,16 +147,68 @@ def teardown_section(failures: list[tuple[str, AnchorAPIError]]) -> str:
 
 def end_command(record: Record) -> str:
     """The command that ends one session by hand."""
-    where = "" if record.base_url in ("", "?", DEFAULT_BASE_URL) else f"--base-url {record.base_url} "
+    elsewhere = record.base_url not in ("", DEFAULT_BASE_URL)
+    where = f"--base-url {shlex.quote(printable(record.base_url))} " if elsewhere else ""
     return f"python -m pytest_anchor end {where}{record.id}"
 
 
-def _where(record: Record) -> str:
-    worker = "" if record.owner in ("main", "?") else f" [{record.owner}]"
-    return f"{record.id or 'a creation'} of {record.test}{worker}"
+def describe(state: State) -> str:
+    """What is left of a run, in a few words."""
+    records = state.records.values()
+    parts = [f"{_count(sum(one.open for one in records), 'session')} open"]
+    if unresolved := sum(one.unresolved for one in records):
+        parts.append(f"{_count(unresolved, 'creation')} unresolved")
+    if state.unreadable:
+        parts.append(f"{_count(state.unreadable, 'line')} unreadable")
+    return ", ".join(parts)
 
 
-def _why(record: Record) -> str:
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _recovery_lines(recovery: Recovery) -> Iterator[Line]:
+    run = f"the run that died {ago(recovery.died)}"
+    if recovery.reaped:
+        yield Line(f"the reaper ended {_count(len(recovery.reaped), 'session')} of {run}", {"green": True})
+    if recovery.ended:
+        yield Line(f"recovered {_count(len(recovery.ended), 'session')} of {run}", {"green": True})
+    left = _count(len(recovery.left), "session")
+    if recovery.stranger and recovery.left:
+        yield Line(f"left alone: {left} of {run}, created with another key or base URL, or recorded elsewhere", YELLOW)
+    elif recovery.left:
+        yield Line(f"not yet recovered: {left} of {run}; the next run tries again", YELLOW)
+        for record in recovery.left[:SHOWN]:
+            yield Line(f"  {title(record)}: {why(record)}")
+    if len(recovery.given_up) > SHOWN:
+        yield Line(f"GAVE UP on {_count(len(recovery.given_up), 'session')} of {run}, among them:", {"red": True})
+    for record in recovery.given_up[:SHOWN]:
+        yield Line(f"GAVE UP on {title(record)}, a week after its creation: {why(record)}", {"red": True})
+    if recovery.problem is not None:
+        yield Line(f"the recovery of {run} is incomplete: {recovery.problem}", YELLOW)
+
+
+def ago(moment: float) -> str:
+    """How long ago *moment*, in seconds since the epoch, was, roughly."""
+    return f"{span(time.time() - moment)} ago"
+
+
+def span(seconds: float) -> str:
+    """A time span, roughly: ``5 s``, ``12 min``, ``2 h``, ``3 d``; one below zero is ``0 s``."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def title(record: Record) -> str:
+    """Which session, of which test, in which worker."""
+    worker = "" if record.owner in ("main", "?") else f" [{printable(record.owner, 40)}]"
+    return f"{record.id or 'a creation'} of {printable(record.test)}{worker}"
+
+
+def why(record: Record) -> str:
+    """Why it is not known to be over."""
     if record.error is None:
         return "it was not ended" if record.id else "the process died while it waited for the answer"
     error = AnchorAPIError("", **record.error)

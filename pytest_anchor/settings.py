@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import AnchorConfigError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 DEFAULT_BASE_URL = "https://api.anchorbrowser.io"
 KEY_VARIABLES = ("ANCHORBROWSER_API_KEY", "ANCHOR_API_KEY")
@@ -15,6 +19,18 @@ BASE_URL_VARIABLE = "ANCHORBROWSER_BASE_URL"
 REGISTRY_NAME = ".pytest_anchor"
 KEYWORDS = ("session", "browser", "integrations", "identities")  # of a creation, as in POST /v1/sessions
 ON_LEAK = ("fail", "warn")
+ON_OFF = ("on", "off")
+MAX_RUN_ID = 100  # characters
+
+# What the CI services call the run of a pipeline, and the attempt at it where that has a number of its own.
+_CI = {
+    "github": ("GITHUB_RUN_ID", "GITHUB_RUN_ATTEMPT"),
+    "gitlab": ("CI_PIPELINE_ID",),
+    "buildkite": ("BUILDKITE_BUILD_ID",),
+    "circleci": ("CIRCLE_WORKFLOW_ID",),
+    "azure": ("BUILD_BUILDID", "SYSTEM_JOBATTEMPT"),
+    "jenkins": ("BUILD_TAG",),
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +46,8 @@ class Settings:
     :param chromium: the browser of the local backend, ``""`` to look for one.
     :param on_leak: ``fail`` or ``warn``.
     :param sweep_timeout: seconds that the final sweep may take.
+    :param reaper: whether a process watches the run and sweeps if it is killed.
+    :param own_registry: whether this is a worker that keeps its own, as it sees another disk than the controller.
     """
 
     run_id: str
@@ -41,27 +59,65 @@ class Settings:
     chromium: str
     on_leak: str
     sweep_timeout: float
+    reaper: bool
+    own_registry: bool = False
 
-    def for_worker(self, owner: str) -> dict[str, Any]:
+    def for_worker(self, owner: str, *, shares_disk: bool = True) -> dict[str, Any]:
         """The same settings for a worker, as plain built-ins.
 
         A real key does not cross: a worker reads it from its own environment, which it inherits.
         The local backend's is made up for this run and worth nothing outside it.
+
+        :param shares_disk: whether it sees this machine's folders; if not, it keeps a registry of its own.
         """
-        values = {**vars(self), "folder": str(self.folder), "owner": owner}
+        folder = str(self.folder) if shares_disk else self.folder.name
+        values = {**vars(self), "folder": folder, "owner": owner, "own_registry": not shares_disk}
         if not self.local:
             del values["api_key"]
         return values
 
     @classmethod
-    def of_worker(cls, values: dict[str, Any]) -> Settings:
-        """What :meth:`for_worker` made, back in the worker."""
-        return cls(**{"api_key": key_from_environment(), **values, "folder": Path(values["folder"])})
+    def of_worker(cls, values: dict[str, Any], rootdir: Path) -> Settings:
+        """What :meth:`for_worker` made, back in the worker.
+
+        :param rootdir: the worker's own, for a registry of its own.
+        """
+        folder = rootdir / REGISTRY_NAME / values["folder"]  # an absolute one stands for itself
+        return cls(**{"api_key": key_from_environment(), **values, "folder": folder})
 
 
-def new_run_id() -> str:
-    """A fresh name for a run: 16 hexadecimal digits."""
+def new_invocation() -> str:
+    """A fresh name for one invocation of pytest, and for its folder: 16 hexadecimal digits."""
     return os.urandom(8).hex()
+
+
+def ci_run_id(environ: Mapping[str, str] = os.environ) -> str:
+    """The run id that all shards of the CI run under way share, ``""`` where there is none."""
+    for service, names in _CI.items():
+        if environ.get(names[0]):
+            words = [service, *(environ.get(name, "") for name in names)]
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(filter(None, words)))
+            # The number of the build is what a mere cut would take off.
+            return name if len(name) <= MAX_RUN_ID else f"{name[: MAX_RUN_ID - 17]}-{_digest(name)}"
+    return ""
+
+
+def _digest(text: str) -> str:
+    from hashlib import sha256
+
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def check_run_id(value: str) -> str:
+    """Return *value* if it can be part of a tag.
+
+    :raises AnchorConfigError: it cannot: a comma separates tags in the API's queries.
+    """
+    if not re.fullmatch(rf"[A-Za-z0-9._-]{{1,{MAX_RUN_ID}}}", value):
+        raise AnchorConfigError(
+            f"the run id {printable(value)!r} must be 1 to {MAX_RUN_ID} letters, digits, dots, dashes and underscores"
+        )
+    return value
 
 
 def key_from_environment() -> str | None:

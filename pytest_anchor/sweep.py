@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from hmac import compare_digest
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from .registry import Record
 from .tags import new_tag, nonce_of, run_tag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from .api import AnchorAPI
     from .registry import Run, State
@@ -23,35 +24,58 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None]
 
 AT_ONCE = 16  # sessions that are ended at the same time
+LATE_WRITTEN = 100  # failures that are written down after the time is up
 
 LOST_GRACE = 10.0  # seconds after a creation was lost in which it may still turn up in the API's list
 _TOO_LATE = "no answer within the time there was for it"
 _PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0)  # seconds between the rounds of a sweep; the last repeats
 
 
-def sweep_run(api: AnchorAPI, run: Run, run_id: str, *, timeout: float, progress: Progress) -> AnchorAPIError | None:
+def _no_progress(_done: int, _total: int) -> None:
+    pass
+
+
+def sweep_run(
+    api: AnchorAPI,
+    run: Run,
+    run_id: str,
+    *,
+    how: str = "sweep",
+    timeout: float,
+    progress: Progress = _no_progress,
+    pauses: Sequence[float] = _PAUSES,
+    grace: float = LOST_GRACE,
+    elsewhere: bool = False,
+    after_round: Callable[[], None] = lambda: None,
+) -> AnchorAPIError | None:
     """End everything of a run that is still open, and find what it does not know to be open.
 
     Goes round until nothing is left, nothing left can change, or time is up.
 
+    :param how: who ends them: ``sweep``, ``reaper``, ``recovery``.
     :param timeout: seconds for all of it.
     :param progress: told now and then how many are done, and of how many.
+    :param pauses: seconds between the rounds; the last repeats.
+    :param grace: seconds after its creation was lost in which a session may still turn up in the list.
+    :param elsewhere: whether workers may have created sessions that this record does not know.
+    :param after_round: called after each round.
     :returns: why the API's list could not be read, if so: sessions may be missing from the record.
     """
     deadline = time.monotonic() + timeout
-    if not any(record.id or record.unresolved for record in run.read().records.values()):
+    if not (elsewhere or any(record.id or record.unresolved for record in run.read().records.values())):
         return None
-    for pause in chain(_PAUSES, repeat(_PAUSES[-1])):
-        failures = end_sessions(api, run, _open(run.state), how="sweep", deadline=deadline, progress=progress)
-        listing = adopt_listed(api, run, run_id, deadline=deadline)
+    for pause in chain(pauses, repeat(pauses[-1])):
+        failures = end_sessions(api, run, _open(run.state), how=how, deadline=deadline, progress=progress)
+        listing = adopt_listed(api, run, run_id, how=how, deadline=deadline)
         state = run.read()
+        after_round()
         left = _open(state)
         lost = [record for record in state.records.values() if record.unresolved]
         if time.monotonic() >= deadline:
             break
         if all(record.nonce in failures for record in left):  # none was found just now
             worth_it = any(map(_may_pass, failures.values()))
-            worth_it |= _may_pass(listing) if lost and listing else any(map(_may_turn_up, lost))
+            worth_it |= _may_pass(listing) if lost and listing else any(_may_turn_up(one, grace) for one in lost)
             if not worth_it or time.monotonic() + pause >= deadline:
                 break
             progress(0, len(left))
@@ -66,7 +90,7 @@ def end_session(api: AnchorAPI, run: Run, record: Record, *, how: str, deadline:
 
     :returns: why it could not be ended, if so.
     """
-    return _write_down(run, record, how, _ask(api, record, deadline))
+    return _write_down(run, record, how, _ask(api, run, record, deadline), deadline)
 
 
 def sweep_owner(api: AnchorAPI, run: Run, owner: str, *, timeout: float) -> None:
@@ -85,7 +109,16 @@ def sweep_owner(api: AnchorAPI, run: Run, owner: str, *, timeout: float) -> None
     end_sessions(api, run, left, how="sweep", deadline=deadline)
 
 
-def adopt_listed(api: AnchorAPI, run: Run, run_id: str, *, deadline: float) -> AnchorAPIError | None:
+def write_off(run: Run) -> None:
+    """Write down that nothing of the run is running: its local backend is gone, and every browser with it."""
+    for record in run.read().records.values():
+        if record.open:
+            _note(run, record, "ended", how="sweep", already=True)
+        elif record.unresolved:
+            _note(run, record, "refused")
+
+
+def adopt_listed(api: AnchorAPI, run: Run, run_id: str, *, how: str, deadline: float) -> AnchorAPIError | None:
     """Record the sessions of this run that the API lists and the record does not know.
 
     Those are creations whose answer was lost, and the sessions of workers on other machines.
@@ -99,15 +132,20 @@ def adopt_listed(api: AnchorAPI, run: Run, run_id: str, *, deadline: float) -> A
     records = run.state.records
     known = {record.id for record in records.values()}
     for one in listed:
+        if time.monotonic() > deadline:
+            return AnchorAPIError("record all that is listed", message=_TOO_LATE)
         nonce = nonce_of(one.tags, run.folder.name)
         if one.id in known or nonce is None or not (one.alive or nonce in records):
             continue
+        # After its death a run finds what it intended itself, in its own place: a copy of its record may lie about.
+        if records[nonce].place != run.place if nonce in records else how != "sweep":
+            continue
         if nonce in records and records[nonce].id is not None:
             nonce = f"{nonce}-{one.id}"  # the API made two sessions of one creation
-        record = records.setdefault(nonce, Record(nonce))
-        _note(run, record, "created", id=one.id)
+        record = records.setdefault(nonce, Record(nonce, place=run.place))
+        _note(run, record, "created", deadline, id=one.id, seal=api.seal(nonce, one.id))
         if not one.alive:
-            _note(run, record, "ended", how="sweep", already=True)
+            _note(run, record, "ended", deadline, how=how, already=True)
     return None
 
 
@@ -118,14 +156,14 @@ def end_sessions(
     *,
     how: str,
     deadline: float,
-    progress: Progress = lambda _done, _total: None,
+    progress: Progress = _no_progress,
 ) -> dict[str, AnchorAPIError]:
     """End the sessions of *records*, several at once, and write down what became of each.
 
     The work is done by daemon threads: an API that never answers cannot hold the caller longer
     than *deadline*, nor the process at its exit.
 
-    :param how: who ends them: ``test``, ``teardown`` or ``sweep``.
+    :param how: who ends them: ``test``, ``teardown``, ``sweep``, ``reaper`` or ``recovery``.
     :param deadline: in ``time.monotonic()`` seconds.
     :returns: the failures, by nonce. The records of the others are up to date.
     """
@@ -141,15 +179,16 @@ def end_sessions(
                 if not todo:
                     return
                 record = todo.popleft()
-            outcome = _ask(api, record, deadline)
+            outcome = _ask(api, run, record, deadline)
             with changed:
-                in_time = waiting.pop(record.nonce, None)
-                # A failure that comes too late has been written down as such; an end is good news at any time.
-                if in_time or isinstance(outcome, Ended):
-                    error = _write_down(run, record, how, outcome)
-                    if error is not None:
+                in_time = record.nonce in waiting
+            # A failure that comes too late has been written down as such; an end is good news at any time.
+            if in_time or isinstance(outcome, Ended):
+                error = _write_down(run, record, how, outcome, deadline)
+                with changed:
+                    if waiting.pop(record.nonce, None) and error is not None:
                         failures[record.nonce] = error
-                changed.notify()
+                    changed.notify()
 
     for _ in range(min(AT_ONCE, total)):
         threading.Thread(target=work, name="pytest-anchor-end", daemon=True).start()
@@ -160,46 +199,75 @@ def end_sessions(
         todo.clear()
         for nonce, record in waiting.items():
             late = AnchorAPIError(f"end session {record.id}", message=_TOO_LATE)
-            failures[nonce] = _write_down(run, record, how, late) or late
+            late.tries += record.error["tries"] if record.error else 0
+            failures[nonce] = late
+            if len(failures) <= LATE_WRITTEN:
+                _note(run, record, "failed", deadline, error=late.fields())
+            else:  # on record they are open, which says as much
+                record.apply("failed", {"error": late.fields()})
         waiting.clear()
     progress(total - len(failures), total)
     return failures
 
 
-def _ask(api: AnchorAPI, record: Record, deadline: float) -> Ended | AnchorAPIError:
+def _ask(api: AnchorAPI, run: Run, record: Record, deadline: float) -> Ended | AnchorAPIError:
     try:
+        _check_seal(api, run, record)
         return api.end(str(record.id), new_tag(record.nonce), deadline=deadline)
     except AnchorAPIError as error:
         return error
 
 
-def _write_down(run: Run, record: Record, how: str, outcome: Ended | AnchorAPIError) -> AnchorAPIError | None:
+class _NotOursError(AnchorAPIError):
+    pass
+
+
+def _check_seal(api: AnchorAPI, run: Run, record: Record) -> None:
+    """Refuse to end what this run, with this key and base URL, has not created: records lie on a disk."""
+    of_this_run = record.nonce.startswith(f"{run.folder.name}-") and record.place == run.place
+    if of_this_run and compare_digest(record.seal, api.seal(record.nonce, str(record.id))):
+        return
+    raise _NotOursError(
+        f"end session {record.id}",
+        message="it is on record as created with another key or base URL, or the record was edited; nothing was sent",
+        remedy="Look at the account's sessions in Anchor's dashboard.",
+    )
+
+
+def _write_down(
+    run: Run, record: Record, how: str, outcome: Ended | AnchorAPIError, deadline: float
+) -> AnchorAPIError | None:
     if isinstance(outcome, Ended):
-        _note(run, record, "ended", how=how, already=outcome.already, note=outcome.note)
+        _note(run, record, "ended", deadline, how=how, already=outcome.already, note=outcome.note)
         return None
     outcome.tries += record.error["tries"] if record.error else 0
-    _note(run, record, "failed", error=outcome.fields())
+    if isinstance(outcome, _NotOursError):  # there may be any number of them; what is wrong is on record as it is
+        record.apply("failed", {"error": outcome.fields()})
+        return outcome
+    _note(run, record, "failed", deadline, error=outcome.fields())
     return outcome
 
 
-def _note(run: Run, record: Record, event: str, **fields: Any) -> None:
+def _note(run: Run, record: Record, event: str, deadline: float = float("inf"), **fields: Any) -> None:
     """Write down what became of a session; what the disk does not take is still known in memory.
 
     The journal then says that the session is open, which errs on the safe side.
     """
     record.apply(event, fields)
     with suppress(AnchorRegistryError):
-        run.append(event, record.nonce, **fields)
+        run.append(event, record.nonce, deadline=deadline, **fields)
 
 
 def _open(state: State) -> list[Record]:
     return [record for record in state.records.values() if record.open]
 
 
-def _may_turn_up(record: Record) -> bool:
-    return time.time() - record.time < LOST_GRACE
+def _may_turn_up(record: Record, grace: float) -> bool:
+    return abs(time.time() - record.time) < grace  # a clock that was set back must not keep it for ever
 
 
 def _may_pass(error: AnchorAPIError) -> bool:
     """Whether it is worth asking again: not where the key or the request was refused."""
+    if isinstance(error, _NotOursError):
+        return False
     return error.status is None or error.status == 429 or error.status >= 500

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,9 @@ def run(pytester: pytest.Pytester, server: FaultServer, monkeypatch: pytest.Monk
             pytester.makepyfile(test)
         # This process has imported the plugin before pytest could rewrite its assertions, of which it has none.
         strict = ["-W", "error", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        return pytester.runpytest_inprocess("-p", "pytest_anchor", *strict, *args, no_reraise_ctrlc=True)
+        # What such a run leaves open is left open, and its server is soon gone.
+        unwatched = ["-o", "anchor_reaper=off"]
+        return pytester.runpytest_inprocess("-p", "pytest_anchor", *strict, *unwatched, *args, no_reraise_ctrlc=True)
 
     return run
 
@@ -103,7 +106,7 @@ def test_each_factory_ends_its_sessions_with_its_scope(run: Runner, pytester: py
     test = "class TestOne:\n def test_a(self, one_of_each): pass\n def test_b(self): pass\ndef test_c(): pass\n"
     pytester.makepyfile(**{"a/__init__": "", "a/test_one": test, "a/test_two": "def test_d(): pass"})
     pytester.makepyfile(test_z="def test_e(): pass")
-    result = pytester.inline_run("-p", "pytest_anchor", "a", "test_z.py", plugins=[Count()])
+    result = pytester.inline_run("-p", "pytest_anchor", "--anchor-reaper=off", "a", "test_z.py", plugins=[Count()])
     assert result.ret == 0
     # Before each: function's, class's and module's are gone. pytest keeps a plugin's package scope for the whole run.
     assert alive == [0, 4, 3, 2, 2]
@@ -248,6 +251,45 @@ def test_the_second_name_of_the_key(run: Runner, server: FaultServer, monkeypatc
     run("def test_a(anchor_session): anchor_session()").assert_outcomes(passed=1)
 
 
+@pytest.mark.parametrize(
+    ("args", "ini", "ci", "run_id"),
+    [
+        (["--anchor-run-id=mine"], "theirs", "7", "mine"),
+        ([], "theirs", "7", "theirs"),
+        ([], "", "7", "github-7"),
+        ([], "", "", "[0-9a-f]{16}"),
+    ],
+    ids=["option", "ini", "ci", "random"],
+)
+def test_the_run_id_is_in_the_tags_and_on_record(
+    run: Runner, pytester: pytest.Pytester, server: FaultServer, monkeypatch: pytest.MonkeyPatch,
+    bodies: list[dict[str, Any]], args: list[str], ini: str, ci: str, run_id: str,
+):  # fmt: skip
+    pytester.makeini(f"[pytest]\nanchor_run_id = {ini}\n")
+    monkeypatch.setenv("GITHUB_RUN_ID", ci)
+    server.fail_always("DELETE", faults.status(403))
+    run("def test_a(anchor_session): anchor_session(); anchor_session()", *args)
+    told = {
+        tag.removeprefix("pytest-anchor:run=") for body in bodies for tag in body["session"]["tags"] if ":run=" in tag
+    }
+    (told_id,) = told
+    assert re.fullmatch(run_id, told_id)
+    (journal,) = pytester.path.glob(".pytest_anchor/*/journal.jsonl")
+    assert f'"run_id":"{told_id}"' in journal.read_text()
+    # The folder has a name of its own: shards that share a run id may share a registry as well.
+    assert re.fullmatch("[0-9a-f]{16}", journal.parent.name)
+    assert (journal.parent.name == told_id) is (run_id == "[0-9a-f]{16}")
+
+
+@pytest.mark.parametrize("args", [["-o", "anchor_reaper=off"], ["-o", "anchor_reaper=on", "--anchor-reaper=off"]])
+def test_the_reaper_can_be_switched_off(run: Runner, pytester: pytest.Pytester, server: FaultServer, args: list[str]):
+    server.fail_always("DELETE", faults.status(403))
+    result = run("def test_a(anchor_session): anchor_session()", *args)
+    (journal,) = pytester.path.glob(".pytest_anchor/*/journal.jsonl")
+    assert [path.name for path in journal.parent.glob("reaper.*")] == []
+    result.stdout.fnmatch_lines(["the next run here tries again; so does: python -m pytest_anchor sweep"])
+
+
 @pytest.mark.parametrize("how", ["option", "ini"])
 def test_the_registry_option(run: Runner, pytester: pytest.Pytester, server: FaultServer, how: str):
     server.fail_always("DELETE", faults.status(403))
@@ -284,6 +326,10 @@ def test_the_registry_option(run: Runner, pytester: pytest.Pytester, server: Fau
         (["--anchor-base-url=http://example.com"], "would send the API key in the clear"),
         (["-o", "anchor_base_url=http://example.com"], "would send the API key in the clear"),
         (["--anchor-base-url=https://user:secret@example.com"], "no user, query or fragment"),
+        (["--anchor-reaper=maybe"], "--anchor-reaper takes on or off, not 'maybe'"),
+        (["-o", "anchor_reaper=1"], "--anchor-reaper takes on or off, not '1'"),
+        (["--anchor-run-id=a,b"], "the run id 'a,b' must be 1 to 100 letters, digits"),
+        (["-o", "anchor_run_id=a b"], "the run id 'a b' must be 1 to 100 letters, digits"),
         (["--anchor-local", "--anchor-base-url=https://example.com"], "exclude each other"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -376,7 +422,7 @@ def test_help(run: Runner):
     text = result.stdout.str()
     flat = " ".join(text.split())
     assert "Anchor Browser sessions (pytest-anchor); the API key is read from ANCHORBROWSER_API_KEY" in flat
-    for name in ("base-url", "registry", "on-leak", "sweep-timeout", "local", "chromium"):
+    for name in ("base-url", "registry", "on-leak", "sweep-timeout", "run-id", "reaper", "local", "chromium"):
         assert f"--anchor-{name}" in text
         ini = f"anchor_{name.replace('-', '_')}"
         assert f"\n  {ini} (" in text

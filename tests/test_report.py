@@ -1,8 +1,12 @@
+import time
+from pathlib import Path
+
 import pytest
 
 from pytest_anchor.errors import AnchorAPIError, AnchorRegistryError
-from pytest_anchor.registry import Record, State
-from pytest_anchor.report import SHOWN, Report, end_command, teardown_section
+from pytest_anchor.recover import Recovery
+from pytest_anchor.registry import Record, Run, State
+from pytest_anchor.report import SHOWN, Report, ago, describe, end_command, span, teardown_section
 from pytest_anchor.settings import DEFAULT_BASE_URL
 
 ERROR = AnchorAPIError("x", status=500, code="E1", message="oops", remedy="Wait.", tries=8).fields()
@@ -13,8 +17,12 @@ def record(nonce, state="ended", **fields):
     return Record(nonce, state=state, **values)
 
 
-def report(*records, problem=None, unreadable=0):
-    return Report(State({one.nonce: one for one in records}, unreadable), problem, "/reg/run")
+def report(*records, unreadable=0, **attributes):
+    made = Report(State({one.nonce: one for one in records}, unreadable), Path("/reg/run"))
+    for name, value in attributes.items():
+        assert hasattr(made, name)
+        setattr(made, name, value)
+    return made
 
 
 def text(made, **options):
@@ -69,6 +77,7 @@ def test_a_leak():
         "  HTTP 500 code E1: “oops” (tried 8 times). Wait.",
         "  end it by hand: python -m pytest_anchor end --base-url http://localhost:1 s-1",
         "this is on record in /reg/run",
+        "the next run here tries again; so does: python -m pytest_anchor sweep",
     ]
     markup = [line.markup for line in made.lines()]
     assert markup[:2] == [{"red": True, "bold": True}, {"red": True}]
@@ -91,6 +100,7 @@ def test_unresolved_creations():
         "UNRESOLVED a creation of t.py::a [gw1]",
         f"{unknown}the process died while it waited for the answer",
         "this is on record in /reg/run",
+        "the next run here tries again; so does: python -m pytest_anchor sweep",
     ]
     assert next(made.lines()).markup == {"green": False}
 
@@ -124,18 +134,154 @@ def test_of_many_failures_the_first_are_written_out(state, word):
     ids = {} if state == "open" else {"id": None}
     lines = text(report(*[record(str(n), state, **ids) for n in range(SHOWN + 1)]))
     assert sum(line.startswith(word) for line in lines) == SHOWN == 20
-    assert lines[-1] == "all of them are on record in /reg/run"
+    assert lines[-2] == "all of them are on record in /reg/run"
     lines = text(report(*[record(str(n), state, **ids) for n in range(SHOWN)]))
-    assert lines[-1] == "this is on record in /reg/run"
+    assert lines[-2] == "this is on record in /reg/run"
 
 
-@pytest.mark.parametrize("url", ["", "?", DEFAULT_BASE_URL])
+@pytest.mark.parametrize("url", ["", DEFAULT_BASE_URL])
 def test_the_command_leaves_out_the_default_base_url(url):
     assert end_command(record("1", base_url=url)) == "python -m pytest_anchor end s-1"
 
 
 def test_an_owner_that_is_not_known_is_not_named():
     assert "LEAKED s-1 of t.py::a" in text(report(record("1", "open", owner="?")))
+
+
+def test_an_interrupted_sweep_says_so_and_fails_the_run():
+    made = report(record("1", how="test"), interrupted=True)
+    assert made.failed
+    assert text(made) == [
+        "1 session created: 1 ended by the tests",
+        "the sweep was interrupted before it was done",
+        "this is on record in /reg/run",
+        "the next run here tries again; so does: python -m pytest_anchor sweep",
+    ]
+
+
+def test_a_reaper_that_goes_on_is_named_with_its_log():
+    lines = text(report(record("1", "open"), watched=True))
+    assert lines[-2:] == [
+        "this is on record in /reg/run",
+        "the reaper goes on trying; it writes to /reg/run/reaper.log",
+    ]
+    assert len(text(report(record("1", how="test"), watched=True))) == 1
+
+
+def test_a_run_without_a_reaper_says_why():
+    made = report(record("1", how="test"), unwatched="no room\x1b[2J")
+    assert not made.failed
+    assert text(made)[1:] == ["the run went on without a reaper, which did not start: no room\\x1b[2J"]
+
+
+# what became of earlier runs
+
+
+def recovery(**fields):
+    return Recovery(Run(Path("/reg/dead"), "recovery"), time.time() - 2 * 3600 - 60, **fields)
+
+
+def test_recovered_sessions_are_counted_with_the_time_of_the_runs_death():
+    made = report(recovered=[recovery(ended=[record(str(n)) for n in range(3)])])
+    assert made
+    assert made.settled
+    assert text(made) == ["recovered 3 sessions of the run that died 2 h ago"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "lines"),
+    [
+        ({"ended": [record("1")]}, ["recovered 1 session of {run}"]),
+        ({"reaped": [record("1"), record("2")]}, ["the reaper ended 2 sessions of {run}"]),
+        (
+            {"ended": [record("1")], "left": [record("2", "open", error=ERROR)]},
+            [
+                "recovered 1 session of {run}",
+                "not yet recovered: 1 session of {run}; the next run tries again",
+                "  s-2 of t.py::a: HTTP 500 code E1: “oops” (tried 8 times). Wait.",
+            ],
+        ),
+        (
+            {"left": [record("1", "open"), record("2", "lost", id=None)], "stranger": True},
+            ["left alone: 2 sessions of {run}, created with another key or base URL, or recorded elsewhere"],
+        ),
+        (
+            {"given_up": [record("1", "open", error=ERROR, owner="gw1")]},
+            [
+                "GAVE UP on s-1 of t.py::a [gw1], a week after its creation: "
+                "HTTP 500 code E1: “oops” (tried 8 times). Wait."
+            ],
+        ),
+        ({"problem": AnchorRegistryError("no disk")}, ["the recovery of {run} is incomplete: no disk"]),
+    ],
+    ids=["ended", "reaped", "left", "stranger", "given-up", "problem"],
+)
+def test_what_became_of_a_dead_run(fields, lines):
+    made = report(recovered=[recovery(**fields)])
+    assert made
+    assert not made.failed
+    assert text(made) == [line.format(run="the run that died 2 h ago") for line in lines]
+
+
+def test_this_runs_own_lines_come_first():
+    made = report(record("1", how="test"), recovered=[recovery(ended=[record("2")]), recovery(reaped=[record("3")])])
+    assert [line.split()[0] for line in text(made)] == ["1", "recovered", "the"]
+
+
+def test_of_many_that_are_left_the_first_are_written_out():
+    made = report(recovered=[recovery(left=[record(str(n), "open") for n in range(SHOWN + 1)])])
+    assert len(text(made)) == 1 + SHOWN
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (-1e9, "0 s"),
+        (0, "0 s"),
+        (0.4, "0 s"),
+        (59, "59 s"),
+        (60, "1 min"),
+        (3599, "59 min"),
+        (3600, "1 h"),
+        (2 * 3600 + 59 * 60, "2 h"),
+        (86399, "23 h"),
+        (86400, "1 d"),
+        (30 * 86400, "30 d"),
+    ],
+)
+def test_spans(seconds, said):
+    assert span(seconds) == said
+    assert ago(time.time() - seconds) in (f"{said} ago", f"{span(seconds + 1)} ago")
+
+
+# whatever is on record, or comes from the API, is escaped
+
+EVIL = "\x1b]0;owned\x07\x9b2J\r\n\u202e"
+
+
+def test_no_control_character_gets_through():
+    error = AnchorAPIError("x", status=500, code=EVIL, message=EVIL).fields()
+    raw = {**error, "code": EVIL, "message": EVIL, "remedy": EVIL}
+    evil = {"test": EVIL, "owner": EVIL, "base_url": f"http://{EVIL}", "error": raw}
+    note = record("3", how="sweep", already=True, test=EVIL, owner=EVIL, note=EVIL)
+    records = record("1", "open", **evil), record("2", "lost", **{**evil, "id": None}), note
+    dead = recovery(
+        ended=[note],
+        left=[record("4", "open", **evil)],
+        given_up=[record("5", "open", **evil)],
+        problem=AnchorAPIError("list the run's sessions", message=EVIL),
+    )
+    made = report(*records, recovered=[dead], unwatched=EVIL, problem=AnchorAPIError("x", code=EVIL, message=EVIL))
+    lines = text(made, verbose=True)
+    assert len(lines) > 12
+    assert [line for line in lines if not line.isprintable()] == []
+    assert sum("owned" in line for line in lines) > 7
+
+
+def test_what_is_left_in_a_few_words():
+    records = record("1", "open"), record("2", "open"), record("3", "lost", id=None), record("4", how="test")
+    assert describe(report(*records, unreadable=1).state) == "2 sessions open, 1 creation unresolved, 1 line unreadable"
+    assert describe(report(record("1", how="test")).state) == "0 sessions open"
 
 
 def test_what_a_test_says_of_its_teardown():

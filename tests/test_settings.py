@@ -12,9 +12,11 @@ from pytest_anchor.settings import (
     check_base_url,
     check_choice,
     check_key,
+    check_run_id,
     check_seconds,
+    ci_run_id,
     key_from_environment,
-    new_run_id,
+    new_invocation,
 )
 
 SECRET = "sk-SECRET-99"
@@ -31,6 +33,7 @@ def some(**changes):
         "chromium": "",
         "on_leak": "fail",
         "sweep_timeout": 60.0,
+        "reaper": True,
     }
     return Settings(**{**values, **changes})
 
@@ -49,19 +52,76 @@ def test_a_worker_gets_the_same_as_plain_builtins_without_the_key(monkeypatch):
     assert SECRET not in repr(values)
     assert SECRET.encode() not in pickle.dumps(values)
     monkeypatch.setenv("ANCHOR_API_KEY", "of-the-worker")
-    assert Settings.of_worker(values) == some(owner="gw1", api_key="of-the-worker")
+    assert Settings.of_worker(values, Path("/elsewhere")) == some(owner="gw1", api_key="of-the-worker")
+
+
+def test_a_worker_that_sees_another_disk_keeps_a_registry_of_its_own(monkeypatch):
+    monkeypatch.setenv("ANCHOR_API_KEY", SECRET)
+    values = json.loads(json.dumps(some().for_worker("gw1", shares_disk=False)))
+    assert "/x" not in json.dumps(values)
+    own = some(owner="gw1", folder=Path("/its/root/.pytest_anchor/r"), own_registry=True)
+    assert Settings.of_worker(values, Path("/its/root")) == own
 
 
 def test_a_local_key_crosses_to_the_worker(monkeypatch):
     monkeypatch.setenv("ANCHORBROWSER_API_KEY", "real")
     settings = some(local=True, base_url="", api_key="local-1")
-    assert Settings.of_worker(settings.for_worker("gw0")) == dataclasses.replace(settings, owner="gw0")
+    assert Settings.of_worker(settings.for_worker("gw0"), Path("/elsewhere")) == dataclasses.replace(
+        settings, owner="gw0"
+    )
 
 
-def test_run_ids_are_fresh():
-    ids = {new_run_id() for _ in range(50)}
+def test_names_of_invocations_are_fresh():
+    ids = {new_invocation() for _ in range(50)}
     assert len(ids) == 50
     assert all(len(one) == 16 and int(one, 16) >= 0 for one in ids)
+
+
+# run ids
+
+
+@pytest.mark.parametrize(
+    ("environ", "run_id"),
+    [
+        ({}, ""),
+        ({"CI": "true"}, ""),
+        ({"GITHUB_RUN_ID": "12", "GITHUB_RUN_ATTEMPT": "3"}, "github-12-3"),
+        ({"GITHUB_RUN_ID": "12"}, "github-12"),
+        ({"GITHUB_RUN_ATTEMPT": "3"}, ""),
+        ({"GITHUB_RUN_ID": ""}, ""),
+        ({"CI_PIPELINE_ID": "77", "CI_JOB_ID": "1"}, "gitlab-77"),
+        ({"BUILDKITE_BUILD_ID": "0187-ab"}, "buildkite-0187-ab"),
+        ({"CIRCLE_WORKFLOW_ID": "f00"}, "circleci-f00"),
+        ({"BUILD_BUILDID": "9", "SYSTEM_JOBATTEMPT": "1"}, "azure-9-1"),
+        ({"BUILD_TAG": "jenkins-a/b c,d-4"}, "jenkins-jenkins-a-b-c-d-4"),
+        ({"BUILD_TAG": "\x1b[2J,all\n"}, "jenkins--2J-all-"),
+        ({"BUILD_TAG": "x" * 500}, "jenkins-" + "x" * 75 + "-dc2bdc98cb3b5870"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_shards_of_a_ci_run_share_its_id(environ, run_id):
+    assert ci_run_id(environ) == run_id
+    assert not run_id or check_run_id(run_id) == run_id
+
+
+def test_a_long_name_that_is_cut_keeps_the_number_at_its_end_apart():
+    one, other = (ci_run_id({"BUILD_TAG": f"jenkins-{'folder-' * 30}{number}"}) for number in (1, 2))
+    assert one != other
+
+
+@pytest.mark.parametrize("value", ["r", "github-12-3", "A_b.c-9", "x" * 100])
+def test_a_good_run_id_is_returned(value):
+    assert check_run_id(value) == value
+
+
+@pytest.mark.parametrize("value", ["", "a,b", "a b", "a/b", "a=b", "é", "r\n", "\x1b[2J", "x" * 101])
+def test_a_run_id_that_cannot_be_part_of_a_tag_is_refused_in_a_printable_sentence(value):
+    with pytest.raises(AnchorConfigError, match="must be 1 to 100 letters, digits, dots") as caught:
+        check_run_id(value)
+    assert str(caught.value).isprintable()
+
+
+# the key
 
 
 def test_the_key_is_read_from_the_first_variable_that_holds_one(monkeypatch):

@@ -1,46 +1,24 @@
+import resource
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
+from contextlib import contextmanager
 
 import fault_server as fs
 import pytest
 from fault_server import KEY
+from processes import script
+from records import ERROR, intend, intend_with, lost, opened, tags
 
 from pytest_anchor import sweep
 from pytest_anchor.api import AnchorAPI
 from pytest_anchor.registry import Run
-from pytest_anchor.sweep import adopt_listed, end_sessions, sweep_owner, sweep_run
+from pytest_anchor.sweep import adopt_listed, end_session, end_sessions, sweep_owner, sweep_run, write_off
 from pytest_anchor.tags import TAG, new_tag, run_tag
 
-ERROR = {"status": 500, "code": "", "message": "m", "remedy": "", "tries": 7}
 
-
-def tags(nonce, run_id="r1"):
-    return TAG, run_tag(run_id), new_tag(nonce)
-
-
-def intend(run, nonce, owner="main"):
-    run.append("intent", nonce, owner=owner, test="t", time=time.time(), base_url="", fingerprint="")
-
-
-def opened(server, run, nonce, owner="main"):
-    session_id = server.add(*tags(nonce))
-    intend(run, nonce, owner)
-    run.append("created", nonce, id=session_id)
-    return session_id
-
-
-def lost(server, run, nonce):
-    intend(run, nonce)
-    run.append("lost", nonce, time=time.time(), error=ERROR)
-    return server.add(*tags(nonce))
-
-
-def swept(api, run, timeout=5.0, progress=None):
+def swept(api, run, timeout=5.0, **more):
     before = time.monotonic()
-    problem = sweep_run(api, run, "r1", timeout=timeout, progress=progress or (lambda *_: None))
+    problem = sweep_run(api, run, "r1", timeout=timeout, **more)
     return problem, time.monotonic() - before
 
 
@@ -57,7 +35,7 @@ def test_a_run_that_created_nothing_asks_nothing(server, api, run):
 
 def test_everything_of_the_run_is_ended_and_nothing_else(server, api, run):
     for n in range(20):
-        opened(server, run, f"inv-{n}")
+        opened(server, api, run, f"inv-{n}")
     strangers = [
         server.add(),
         server.add(TAG),
@@ -77,7 +55,7 @@ def test_everything_of_the_run_is_ended_and_nothing_else(server, api, run):
 
 
 def test_a_list_that_ignores_the_filter_ends_no_strangers(server, api, run):
-    opened(server, run, "inv-1")
+    opened(server, api, run, "inv-1")
     found = server.add(*tags("inv-2"))
     stranger, other = server.add("theirs"), server.add(*tags("other-1"))
 
@@ -94,33 +72,31 @@ def test_a_list_that_ignores_the_filter_ends_no_strangers(server, api, run):
 
 def test_ending_goes_on_in_parallel(server, api, run):
     for n in range(sweep.AT_ONCE):
-        opened(server, run, f"inv-{n}")
+        opened(server, api, run, f"inv-{n}")
     server.fail_always("DELETE", fs.slow(0.2))
     assert swept(api, run)[1] < 1.5
     assert server.alive == []
 
 
-def test_passing_trouble_is_outlasted(server, api, run, monkeypatch):
-    monkeypatch.setattr(sweep, "_PAUSES", (0.01,))
-    opened(server, run, "inv-1")
+def test_passing_trouble_is_outlasted(server, api, run):
+    opened(server, api, run, "inv-1")
     server.fail("DELETE", *[fs.status(500)] * 9)
-    assert swept(api, run)[0] is None
+    assert swept(api, run, pauses=(0.01,))[0] is None
     assert server.alive == []
     assert server.count("DELETE") == 10
 
 
-def test_tries_add_up(server, api, run, monkeypatch):
-    monkeypatch.setattr(sweep, "_PAUSES", (0.01, 60))
-    opened(server, run, "inv-1")
+def test_tries_add_up(server, api, run):
+    opened(server, api, run, "inv-1")
     run.append("failed", "inv-1", error=ERROR)
     server.fail_always("DELETE", fs.status(500))
-    swept(api, run)
+    swept(api, run, pauses=(0.01, 60))
     assert run.state.records["inv-1"].error["tries"] == 7 + server.count("DELETE") == 15
 
 
 def test_tries_add_up_when_time_is_up(server, api, run):
     for n in (1, 2):
-        opened(server, run, f"inv-{n}")
+        opened(server, api, run, f"inv-{n}")
         run.append("failed", f"inv-{n}", error=ERROR)
     server.fail_always("DELETE", fs.silent)
     records = list(run.read().records.values())
@@ -131,7 +107,7 @@ def test_tries_add_up_when_time_is_up(server, api, run):
 
 @pytest.mark.parametrize("code", [400, 402, 403])
 def test_hopeless_trouble_ends_the_sweep_early(server, api, run, code):
-    opened(server, run, "inv-1")
+    opened(server, api, run, "inv-1")
     server.fail_always("DELETE", fs.status(code))
     assert swept(api, run)[1] < 1
     assert server.count("DELETE") == 1
@@ -140,7 +116,7 @@ def test_hopeless_trouble_ends_the_sweep_early(server, api, run, code):
 
 
 def test_a_revoked_key_ends_the_sweep_early_and_is_told(server, api, run):
-    opened(server, run, "inv-1")
+    opened(server, api, run, "inv-1")
     server.keys.clear()
     problem, took = swept(api, run)
     assert problem.status == 401
@@ -149,7 +125,7 @@ def test_a_revoked_key_ends_the_sweep_early_and_is_told(server, api, run):
 
 
 def test_a_session_that_ended_itself_is_no_failure(server, api, run):
-    server.end(opened(server, run, "inv-1"))
+    server.end(opened(server, api, run, "inv-1"))
     assert swept(api, run)[0] is None
     assert run.state.records["inv-1"].already
 
@@ -157,8 +133,8 @@ def test_a_session_that_ended_itself_is_no_failure(server, api, run):
 @pytest.mark.parametrize("method", ["DELETE", "GET"])
 @pytest.mark.parametrize("fault", [fs.silent, fs.trickle(b""), fs.trickle(b"HTTP/1.1 200 OK\r\nX: ")])
 def test_the_budget_is_kept(server, api, run, method, fault):
-    opened(server, run, "inv-1")
-    lost(server, run, "inv-2")
+    opened(server, api, run, "inv-1")
+    lost(server, api, run, "inv-2")
     server.fail_always(method, fault)
     assert swept(api, run, timeout=0.4)[1] < 1.2
 
@@ -180,31 +156,30 @@ def test_a_lost_creation_is_found_and_ended(server, api, run, state):
 
 def test_a_lost_creation_that_turns_up_late_is_found(server, api, run):
     server.list_delay = 0.6
-    lost(server, run, "inv-1")
+    lost(server, api, run, "inv-1")
     assert swept(api, run)[0] is None
     assert server.alive == []
 
 
 def test_a_hopeless_failure_does_not_keep_a_lost_creation_from_being_found(server, api, run):
-    bad = opened(server, run, "inv-1")
+    bad = opened(server, api, run, "inv-1")
     server.list_delay = 0.4
-    lost(server, run, "inv-2")
+    lost(server, api, run, "inv-2")
     server.fail_always("DELETE", fs.on(bad, fs.status(403)))
     swept(api, run, timeout=3)
     assert server.alive == [bad]
 
 
-def test_a_lost_creation_that_never_turns_up_is_not_looked_for_for_ever(server, api, run, monkeypatch):
-    monkeypatch.setattr(sweep, "LOST_GRACE", 0.3)
+def test_a_lost_creation_that_never_turns_up_is_not_looked_for_for_ever(server, api, run):
     intend(run, "inv-1")
-    problem, took = swept(api, run, timeout=30)
+    problem, took = swept(api, run, timeout=30, grace=0.3)
     assert problem is None
     assert 0.2 < took < 3
     assert states(run) == {"inv-1": "pending"}
 
 
 def test_a_lost_creation_whose_session_is_over_is_settled(server, api, run):
-    server.end(lost(server, run, "inv-1"))
+    server.end(lost(server, api, run, "inv-1"))
     assert swept(api, run)[0] is None
     record = run.state.records["inv-1"]
     assert (record.state, record.already) == ("ended", True)
@@ -212,7 +187,7 @@ def test_a_lost_creation_whose_session_is_over_is_settled(server, api, run):
 
 
 def test_two_sessions_of_one_creation_are_both_ended(server, api, run):
-    opened(server, run, "inv-1")
+    opened(server, api, run, "inv-1")
     server.add(*tags("inv-1"))
     assert swept(api, run)[0] is None
     assert server.alive == []
@@ -220,7 +195,7 @@ def test_two_sessions_of_one_creation_are_both_ended(server, api, run):
 
 
 def test_a_session_that_the_record_does_not_know_is_ended(server, api, run):
-    opened(server, run, "inv-1")
+    opened(server, api, run, "inv-1")
     server.add(*tags("inv-elsewhere"))
     server.end(server.add(*tags("inv-over")))
     assert swept(api, run)[0] is None
@@ -229,27 +204,35 @@ def test_a_session_that_the_record_does_not_know_is_ended(server, api, run):
 
 
 def test_a_list_that_fails_is_the_problem_that_is_told(server, api, run):
-    opened(server, run, "inv-1")
+    opened(server, api, run, "inv-1")
     server.fail_always("GET", fs.status(403))
-    problem = adopt_listed(api, run, "r1", deadline=time.monotonic() + 5)
+    problem = adopt_listed(api, run, "r1", how="sweep", deadline=time.monotonic() + 5)
     assert problem.status == 403
     assert swept(api, run)[0].status == 403
     assert server.alive == []
 
 
-def test_lost_creations_are_looked_for_until_the_list_works(server, api, run, monkeypatch):
-    monkeypatch.setattr(sweep, "_PAUSES", (0.01,))
-    lost(server, run, "inv-1")
+def test_lost_creations_are_looked_for_until_the_list_works(server, api, run):
+    lost(server, api, run, "inv-1")
     server.fail("GET", *[fs.status(503)] * 9)
-    assert swept(api, run)[0] is None
+    assert swept(api, run, pauses=(0.01,))[0] is None
     assert server.alive == []
+
+
+def test_sessions_of_workers_elsewhere_are_found_by_the_runs_tag(server, api, run):
+    server.add(*tags("inv-1"))
+    assert swept(api, run)[0] is None
+    assert (len(server.alive), server.requests) == (1, [])
+    assert swept(api, run, elsewhere=True)[0] is None
+    assert server.alive == []
+    assert run.state.records["inv-1"].how == "sweep"
 
 
 # ending
 
 
 def test_only_those_that_failed_are_returned(server, api, run):
-    bad, _good = opened(server, run, "inv-1"), opened(server, run, "inv-2")
+    bad, _good = opened(server, api, run, "inv-1"), opened(server, api, run, "inv-2")
     server.fail_always("DELETE", fs.on(bad, fs.status(403)))
     records = list(run.read().records.values())
     failures = end_sessions(api, run, records, how="teardown", deadline=time.monotonic() + 5)
@@ -261,7 +244,7 @@ def test_only_those_that_failed_are_returned(server, api, run):
 
 def test_past_the_deadline_the_caller_is_not_held(server, api, run):
     for n in range(3):
-        opened(server, run, f"inv-{n}")
+        opened(server, api, run, f"inv-{n}")
     server.fail_always("DELETE", fs.silent)
     before = time.monotonic()
     failures = end_sessions(api, run, run.read().records.values(), how="teardown", deadline=before + 0.2)
@@ -271,7 +254,7 @@ def test_past_the_deadline_the_caller_is_not_held(server, api, run):
 
 
 def test_what_the_disk_does_not_take_is_known_in_memory(server, api, run):
-    opened(server, run, "inv-1")
+    opened(server, api, run, "inv-1")
     record = run.read().records["inv-1"]
     (run.folder / "journal.jsonl").unlink()
     (run.folder / "journal.jsonl").mkdir()
@@ -280,60 +263,143 @@ def test_what_the_disk_does_not_take_is_known_in_memory(server, api, run):
     assert server.alive == []
 
 
+def test_one_is_ended_without_a_thread(server, api, run):
+    opened(server, api, run, "inv-1")
+    record = run.read().records["inv-1"]
+    server.fail("DELETE", fs.status(403))
+    deadline = time.monotonic() + 5
+    assert end_session(api, run, record, how="test", deadline=deadline).status == 403
+    assert end_session(api, run, record, how="test", deadline=deadline) is None
+    assert (server.alive, record.state, states(run)) == ([], "ended", {"inv-1": "ended"})
+
+
+def test_what_ran_in_a_local_backend_that_is_gone_is_over(server, api, run):
+    opened(server, api, run, "inv-1")
+    lost(server, api, run, "inv-2")
+    opened(server, api, run, "inv-3")
+    run.append("ended", "inv-3", how="test", already=False, note="")
+    write_off(run)
+    assert states(run) == {"inv-1": "ended", "inv-2": "refused", "inv-3": "ended"}
+    assert run.state.settled
+    assert run.state.records["inv-3"].how == "test"
+    assert server.requests == []
+
+
 # a dead owner
 
 
-HOLD = """
-import sys, time
+JOIN = """
+import sys
 from pathlib import Path
 from pytest_anchor.registry import Run
-Run(Path(sys.argv[1]), "gw0").join()
+run = Run(Path(sys.argv[1]), "gw0")
+run.join()
 print("joined", flush=True)
-time.sleep(60)
+sys.stdin.read()
 """
 
 
 def test_a_killed_owners_sessions_are_ended_and_a_living_ones_are_not(server, api, run):
-    dead, mine = opened(server, run, "inv-1", "gw0"), opened(server, run, "inv-2")
-    code = [
-        sys.executable,
-        "-c",
-        HOLD.replace("Run(Path", "run = Run(Path").replace(".join()", "; run.join()"),
-        run.folder,
-    ]
-    with subprocess.Popen(
-        code, env={"PYTHONPATH": str(Path(__file__).parent.parent)}, stdout=subprocess.PIPE, text=True
-    ) as worker:
-        try:
-            assert worker.stdout.readline() == "joined\n"
-            before = time.monotonic()
-            sweep_owner(api, run, "gw0", timeout=0.15)
-            assert 0.1 < time.monotonic() - before < 2
-            assert server.alive == [dead, mine]
-        finally:
-            worker.send_signal(signal.SIGKILL)
-            worker.wait(10)
+    dead, mine = opened(server, api, run, "inv-1", owner="gw0"), opened(server, api, run, "inv-2")
+    with script(JOIN, run.folder) as worker:
+        assert worker.stdout.readline() == "joined\n"
+        before = time.monotonic()
+        sweep_owner(api, run, "gw0", timeout=0.15)
+        assert 0.1 < time.monotonic() - before < 2
+        assert server.alive == [dead, mine]
+        worker.send_signal(signal.SIGKILL)
+        worker.wait(10)
     sweep_owner(api, run, "gw0", timeout=5)
     assert server.alive == [mine]
     assert run.read().records["inv-1"].how == "sweep"
 
 
 def test_the_api_may_be_gone(run, quick):
-    intend(run, "inv-1")
-    run.append("created", "inv-1", id="abc")
     api = AnchorAPI("http://127.0.0.1:1", KEY)
+    intend_with(api, run, "inv-1")
+    run.append("created", "inv-1", id="abc", seal=api.seal("inv-1", "abc"))
     problem, took = swept(api, run, timeout=0.5)
     assert problem is not None
     assert took < 3
     assert states(run) == {"inv-1": "open"}
 
 
+@contextmanager
+def full_disk(size):
+    """No file grows beyond *size* bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_session_that_is_found_when_the_disk_takes_no_more_is_ended(server, api, run):
-    opened(server, run, "inv-1")
+    opened(server, api, run, "inv-1")
     found = server.add(*tags("inv-2"))
-    run.read()
     journal = run.folder / "journal.jsonl"
-    kept = journal.rename(run.folder / "kept")
-    journal.symlink_to(kept)  # readable, but never written through
-    swept(api, run)
+    before = journal.read_bytes()
+    with full_disk(len(before)):
+        swept(api, run, timeout=2)
     assert found not in server.alive
+    assert journal.read_bytes() == before
+
+
+# what a record must show before its session is ended
+
+
+def test_a_record_that_was_edited_has_nothing_ended(server, api, run):
+    mine, theirs = opened(server, api, run, "inv-1"), server.add("theirs")
+    journal = run.folder / "journal.jsonl"
+    journal.write_text(journal.read_text().replace(mine, theirs))
+    assert swept(api, run)[1] < 1
+    assert theirs in server.alive
+    assert server.count("DELETE", f"/v1/sessions/{theirs}") == 0
+    error = run.state.records["inv-1"].error
+    assert "or the record was edited; nothing was sent" in error["message"]
+    assert mine not in server.alive  # found by its tag
+
+
+@pytest.mark.parametrize(
+    ("nonce", "sealed"),
+    [
+        ("other-1", ("other-1", "{id}")),  # another run's creation, and its true seal
+        ("inv-1", ("inv-2", "{id}")),
+        ("inv-1", ("inv-1", "another-id")),
+        ("inv-1", ()),
+        ("inv", ("inv", "{id}")),
+    ],
+)
+def test_a_seal_is_for_one_id_of_one_creation_of_this_run(server, api, run, nonce, sealed):
+    theirs = server.add("theirs")
+    intend_with(api, run, nonce)
+    run.append("created", nonce, id=theirs, seal=api.seal(*(word.format(id=theirs) for word in sealed)))
+    swept(api, run)
+    assert server.alive == [theirs]
+    assert server.count("DELETE") == 0
+
+
+@pytest.mark.parametrize("other", ["key", "url"])
+def test_a_session_is_ended_only_with_its_key_and_where_it_was_created(server, api, run, other):
+    created = opened(server, api, run, "inv-1")
+    server.keys.add("another-key")
+    wrong = AnchorAPI(*((server.url, "another-key") if other == "key" else (f"{server.url}/", KEY)))
+    (failure,) = end_sessions(
+        wrong, run, run.read().records.values(), how="sweep", deadline=time.monotonic() + 5
+    ).values()
+    assert "created with another key or base URL" in failure.message
+    assert server.requests == []
+    assert server.alive == [created]
+
+
+@pytest.mark.parametrize("seal", ["", "x" * 10_000, "é", "\ud800", 7, ["s"], None])
+def test_a_strange_seal_is_no_seal(server, api, run, seal):
+    good, theirs = opened(server, api, run, "inv-1"), server.add("theirs")
+    intend_with(api, run, "inv-2")
+    run.append("created", "inv-2", id=theirs, seal=seal)
+    assert swept(api, run, grace=0.0)[1] < 2
+    assert server.alive == [theirs]
+    assert server.count("DELETE") == server.count("DELETE", f"/v1/sessions/{good}") == 1
+    assert run.state.unreadable == (0 if isinstance(seal, str) and seal.isascii() else 1)
+    assert not run.state.settled

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing import TextIO
 
 QUIET = 1.0  # seconds before anything is said
 EVERY = 10.0  # seconds between lines where the terminal cannot rewrite one
+WIDTH = 30  # columns of the bar, or what the terminal has room for
 
 
 class Progress:
     """Says on the terminal how far a sweep is; call it as often as you like.
 
-    :param reporter: pytest's terminal reporter, or ``None`` to say nothing.
+    :param reporter: pytest's terminal reporter, a :class:`Console`, or ``None`` to say nothing.
     """
 
     def __init__(self, reporter: Any) -> None:
         self._reporter = reporter
         self._next = time.monotonic() + QUIET
+        self._drawn = False
 
     def __call__(self, done: int, total: int) -> None:
         """Say that *done* of *total* are done, if it is time to say something."""
@@ -25,12 +31,51 @@ class Progress:
         if self._reporter is None or now < self._next:
             return
         self._reporter.ensure_newline()
-        what = (
-            f"ending sessions: {done} of {total}" if total else "looking for sessions whose creation was not answered"
-        )
         if self._reporter.isatty:
-            self._reporter.rewrite(f"anchor: {what}", erase=True)
+            self._reporter.rewrite(_line(done, total, bar=True), erase=True)
+            self._drawn = True
             self._next = now + QUIET / 4
         else:
-            self._reporter.write_line(f"anchor: {what}")
+            self._reporter.write_line(_line(done, total, bar=False))
             self._next = now + EVERY
+
+    def clear(self) -> None:
+        """Take the line back, so that something else can be written in its place."""
+        if self._drawn:
+            self._reporter.rewrite("", erase=True)
+            self._drawn = False
+
+
+class Console:
+    """A plain stream with what a progress line uses of pytest's terminal reporter."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.isatty = stream.isatty()
+        self._stream = stream
+        self._width = 0
+
+    def ensure_newline(self) -> None:
+        """Nothing else begins a line here without ending it."""
+
+    def rewrite(self, line: str, *, erase: bool) -> None:
+        """Write *line* in the place of the last, and stay at its beginning."""
+        self._stream.write(f"\r{line.ljust(self._width if erase else 0)}\r")
+        self._stream.flush()
+        self._width = len(line)
+
+    def write_line(self, line: str) -> None:
+        """Write *line* and go to the next."""
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+
+def _line(done: int, total: int, *, bar: bool) -> str:
+    if not total:
+        return "anchor: looking for sessions whose creation was not answered"
+    what, count = "anchor: ending sessions", f"{done} of {total}"
+    room = shutil.get_terminal_size().columns - len(f"{what} [] {count}") - 1
+    width = min(WIDTH, room) if bar else 0
+    if width < 3:
+        return f"{what}: {count}"
+    full = width * done // total
+    return f"{what} [{'#' * full}{'.' * (width - full)}] {count}"

@@ -7,6 +7,7 @@ import pytest
 from fault_server import KEY, FaultServer
 
 from pytest_anchor import api as api_module
+from pytest_anchor import settings as settings_module
 from pytest_anchor.api import AnchorAPI
 from pytest_anchor.registry import Run
 from pytest_anchor.session import Owner
@@ -15,9 +16,10 @@ from pytest_anchor.settings import Settings
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees this machine's key, base URL or proxy."""
+    """No test sees this machine's key, base URL or proxy, nor the CI run that it is part of."""
+    ci = {name for names in settings_module._CI.values() for name in names}
     for name in os.environ:
-        if name.startswith("ANCHOR") or name.lower().endswith("_proxy"):
+        if name.startswith("ANCHOR") or name.lower().endswith("_proxy") or name in ci:
             monkeypatch.delenv(name)
 
 
@@ -58,6 +60,7 @@ def settings(server: FaultServer, tmp_path: Path) -> Settings:
         chromium="",
         on_leak="fail",
         sweep_timeout=5.0,
+        reaper=False,
     )
 
 
@@ -70,10 +73,10 @@ def owner(settings: Settings, quick: None) -> Iterator[Owner]:
 
 @pytest.fixture
 def until() -> Callable[[Callable[[], object]], None]:
-    """Wait for a condition, ten seconds at most."""
+    """Wait for a condition, thirty seconds at most."""
 
     def until(condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < deadline, "it never came true"
             time.sleep(0.01)

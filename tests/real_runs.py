@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from fault_server import KEY, FaultServer
+
+from pytest_anchor.locks import is_held
+from pytest_anchor.registry import Record, State
+from pytest_anchor.registry import Run as Journal
+
+T = TypeVar("T")
 
 CHECKOUT = Path(__file__).parent.parent
 DEADLINE = 60.0  # seconds for one run, far above what it takes
@@ -22,6 +33,35 @@ def environment(**more: str) -> dict[str, str]:
     """This process's environment without what would steer pytest, and with the checkout on ``sys.path``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     return {**kept, "PYTHONPATH": str(CHECKOUT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **more}
+
+
+def unmeasured(**more: str) -> dict[str, str]:
+    """The same without what measures coverage, which takes half of a run's time."""
+    return {name: value for name, value in environment(**more).items() if not name.startswith("COVERAGE_")}
+
+
+def until(condition: Callable[[], T], seconds: float = 20.0, pause: float = 0.02) -> T:
+    """Wait until *condition* holds, and return what it returned."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"it did not come about in {seconds} seconds"
+        time.sleep(pause)
+    return answer
+
+
+def processes_in(folder: Path) -> dict[int, str]:
+    """The living processes that name the folder or work in it, by pid: runs, workers, reapers, backends."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = entry.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                inside = entry.joinpath("cwd").readlink().is_relative_to(folder)
+            except OSError:  # it is gone, or somebody else's
+                continue
+            if command and (inside or str(folder) in command):
+                found[int(entry.name)] = command
+    return found
 
 
 @dataclass
@@ -54,6 +94,7 @@ class Suite:
         self.folder = folder
         self.server = server
         self.registry = folder / ".pytest_anchor"
+        self.started: list[subprocess.Popen[str]] = []
         run, nonce = "0123456789abcdef", "fedcba9876543210-0123456789abcdef"
         self.strangers = [
             server.add(),
@@ -70,11 +111,14 @@ class Suite:
         """Sessions that the suite's runs created and the server still runs."""
         return [one for one in self.server.alive if one not in self.strangers]
 
-    def start(self, *args: str, workers: int = 0, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, *args: str, workers: int = 0, reaper: bool = False, env: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
         """Start pytest, as the first of a process group of its own."""
         xdist = ["-p", "xdist", "-n", str(workers)] if workers else []
-        return subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-p", "pytest_anchor", "-W", "error", *xdist, *args],
+        unwatched = [] if reaper else ["--anchor-reaper", "off"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-p", "pytest_anchor", "-W", "error", *unwatched, *xdist, *args],
             cwd=self.folder,
             env=environment(**self.server.env) if env is None else env,
             stdout=subprocess.PIPE,
@@ -82,28 +126,85 @@ class Suite:
             text=True,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
 
-    def finish(self, process: subprocess.Popen[str]) -> Run:
-        """Wait for the end of a run and check what no run may ever do."""
+    def outcome(self, process: subprocess.Popen[str]) -> Run:
+        """Wait for the end of a run, and for all that holds its output."""
         try:
             out, err = process.communicate(timeout=DEADLINE)
         except subprocess.TimeoutExpired:
             process.kill()
             out, err = process.communicate()
             raise AssertionError(f"the run did not end in {DEADLINE} seconds:\n{out}\n{err}") from None
-        print(out, err, sep="\n")  # pytest shows it if the test fails
-        recorded = self.registry.is_dir() and any(one.is_dir() for one in self.registry.iterdir())
-        run = Run(process.returncode, out, err, self.alive, recorded)
+        return Run(process.returncode, out, err, self.alive, bool(self.runs))
+
+    def check(self, run: Run) -> None:
+        """Check what no run may ever do."""
         assert set(self.strangers) <= set(self.server.alive), "a session of somebody else was ended"
         assert self.server.count("DELETE", "/v1/sessions/all") == 0
         self.assert_key_nowhere(run)
+
+    def finish(self, process: subprocess.Popen[str]) -> Run:
+        """Wait for the end of a run and check what no run may ever do."""
+        run = self.outcome(process)
+        print(run.out, run.err, sep="\n")  # pytest shows it if the test fails
+        self.check(run)
         return run
 
-    def run(self, *args: str, workers: int = 0, env: dict[str, str] | None = None) -> Run:
-        return self.finish(self.start(*args, workers=workers, env=env))
+    def run(self, *args: str, workers: int = 0, reaper: bool = False, env: dict[str, str] | None = None) -> Run:
+        return self.finish(self.start(*args, workers=workers, reaper=reaper, env=env))
+
+    @property
+    def runs(self) -> list[Path]:
+        """The folders of the runs on record."""
+        return sorted(one for one in self.registry.iterdir() if one.is_dir()) if self.registry.is_dir() else []
+
+    @property
+    def watched(self) -> bool:
+        """Whether a reaper watches one of the suite's runs, or sweeps."""
+        return any(is_held(one / "reaper.lock") for one in self.runs)
+
+    @property
+    def processes(self) -> dict[int, str]:
+        """What lives of the suite's runs: pids and command lines."""
+        return processes_in(self.folder)
+
+    @property
+    def states(self) -> list[State]:
+        """What the runs on record have written down."""
+        return [Journal(folder, "test").read() for folder in self.runs]
+
+    @property
+    def records(self) -> list[Record]:
+        return [record for state in self.states for record in state.records.values()]
+
+    def assert_settled(self) -> None:
+        """Check what must hold when all is quiet: nothing of a run is alive, and the registry knows it."""
+        alive = self.alive
+        assert not alive, f"{len(alive)} alive at the server"
+        assert not self.processes, "a process was left"
+        unsettled = [state for state in self.states if not state.settled]
+        assert not unsettled, f"the registry does not know that all is over: {unsettled}"
+        known = set(self.server.sessions) - set(self.strangers)
+        assert {one.id for one in self.records if one.id} <= known, "the registry names sessions of others"
+
+    def kill_leftovers(self) -> None:
+        """What a failed test does, so that nothing of it lives on."""
+        for pid in self.processes:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self.started:
+            process.communicate()
+
+    def wait_for_quiet(self, seconds: float = 20.0) -> None:
+        """Wait until no reaper watches, and no process of the suite's runs is left."""
+        until(lambda: not self.watched, seconds)
+        until(lambda: not self.processes, seconds, pause=0.1)
 
     def assert_key_nowhere(self, run: Run) -> None:
         assert KEY not in run.out
         assert KEY not in run.err
         for file in self.folder.rglob("*"):
-            assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
+            with suppress(FileNotFoundError):  # a reaper removes what is of no further use
+                assert not file.is_file() or KEY.encode() not in file.read_bytes(), file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,11 @@ def pytest_run(suite: Suite, *args: str, **env: str) -> subprocess.CompletedProc
 
 
 @pytest.fixture
-def suite(tmp_path: Path, server: FaultServer) -> Suite:
+def suite(tmp_path: Path, server: FaultServer) -> Iterator[Suite]:
     suite = Suite(tmp_path, server)
     suite.write(USES_IT)
-    return suite
+    yield suite
+    suite.wait_for_quiet()
 
 
 @pytest.fixture

@@ -1,10 +1,34 @@
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
 from fault_server import FaultServer
 from real_runs import Suite
 
+TABLE = Path(__file__).parents[2] / "docs" / "faults.md"
+BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
+COLUMNS = ("end", "processes", "API", "exit status", "alive afterwards", "ended by", "reaper (s)", "prompt (s)")
+
 
 @pytest.fixture
 def suite(tmp_path: Path, server: FaultServer) -> Suite:
     return Suite(tmp_path, server)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-table", action="store_true", help="write what came out of the fault matrix to docs/")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Write the rows of the fault matrix into the docs, in the order of the cases."""
+    if not config.getoption("--write-table", default=False):
+        return
+    properties = [one for report in terminalreporter.getreports("passed") for one in report.user_properties]
+    parts = sorted(value for name, value in properties if name == "fault matrix")
+    rows = [row for _number, rows in parts for row in rows]
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    text = TABLE.read_text(encoding="utf-8")
+    TABLE.write_text(f"{text.partition(BEGIN)[0]}{BEGIN}\n{table}\n{END}{text.partition(END)[2]}", encoding="utf-8")
+    terminalreporter.write_line(f"{len(rows)} cases written to {TABLE}")

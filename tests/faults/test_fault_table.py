@@ -40,7 +40,7 @@ class Case(NamedTuple):
     status: int = 0
     alive: int = 0
     recorded: bool | None = None  # None: as long as something is alive
-    workers: tuple[int, ...] = (0, 2)
+    workers: tuple[int, ...] = (0, 1)
 
 
 def always(method: str, fault: faults.Fault) -> Callable[[FaultServer], None]:
@@ -123,9 +123,9 @@ BY_SWEEP = ("1 session created: 1 by the sweep",)
 UNRESOLVED = ("0 sessions created: 1 unresolved", "UNRESOLVED a creation of test_it.py::test_one")
 
 DELETE_CASES = [
-    Case("fine", lambda _: None, AT_TEARDOWN),
-    Case("500-twice", first("DELETE", *[faults.status(500)] * 2), AT_TEARDOWN),
-    Case("500-through-teardown", first("DELETE", *[faults.status(500)] * 4), BY_SWEEP),
+    Case("fine", lambda _: None, AT_TEARDOWN, workers=(0,)),
+    Case("500-twice", first("DELETE", *[faults.status(500)] * 2), AT_TEARDOWN, workers=(0,)),
+    Case("500-through-teardown", first("DELETE", *[faults.status(500)] * 4), BY_SWEEP, workers=(0,)),
     Case(
         "500-for-ever",
         always("DELETE", faults.status(500, "out of browsers")),
@@ -144,7 +144,7 @@ DELETE_CASES = [
     ),
     Case("503-retry-after", first("DELETE", faults.status(503, Retry_After="1")), AT_TEARDOWN, workers=(0,)),
     Case("429-hostile-retry-after", first("DELETE", faults.status(429, Retry_After="soon")), AT_TEARDOWN, workers=(0,)),
-    Case("reset-once", first("DELETE", faults.reset), AT_TEARDOWN),
+    Case("reset-once", first("DELETE", faults.reset), AT_TEARDOWN, workers=(0,)),
     Case("reset-after-effect", first("DELETE", faults.lost_reset), ALREADY_OVER, workers=(0,)),
     Case(
         "reset-for-ever",
@@ -157,10 +157,7 @@ DELETE_CASES = [
     ),
     Case("revoked", revoked, (*LEAK, "HTTP 401: “Invalid API Key", "ANCHORBROWSER_API_KEY"), status=1, alive=1),
     Case("refused-but-key-fine", first("DELETE", faults.status(403)), BY_SWEEP, workers=(0,)),
-    *(
-        Case(f"over-{answer}", over(answer), ALREADY_OVER, workers=(0, 2) if answer == 401 else (0,))
-        for answer in (401, 404, 410)
-    ),
+    *(Case(f"over-{answer}", over(answer), ALREADY_OVER, workers=(0,)) for answer in (401, 404, 410)),
     Case("over-200", over(None), AT_TEARDOWN, workers=(0,)),
     Case("over-500", over(500), ALREADY_OVER, args=SWEEP_ONCE, workers=(0,)),
     Case("over-but-listed", over(401, "active"), (*ALREADY_OVER, "NOTE ", "'active'"), workers=(0,)),
@@ -170,7 +167,7 @@ CREATE_CASES = [
     Case("truncated", lost(faults.lost_truncated), BY_SWEEP, workers=(0,)),
     Case("no-json", lost(faults.lost_body(b"<html>Bad gateway</html>")), BY_SWEEP, workers=(0,)),
     Case("no-id", lost(faults.lost_body(b'{"data": {}}')), BY_SWEEP, workers=(0,)),
-    Case("500-after-effect", lost(faults.lost_status(500)), BY_SWEEP),
+    Case("500-after-effect", lost(faults.lost_status(500)), BY_SWEEP, workers=(0,)),
     Case("listed-late", lost(faults.lost_reset, list_delay=2), BY_SWEEP, workers=(0,)),
     Case("hostile-list", hostile_list, BY_SWEEP, workers=(0,)),
     *(

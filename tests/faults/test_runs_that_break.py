@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
-import time
 from collections.abc import Callable
 
 import fault_server as faults
 import pytest
 from fault_server import FaultServer
-from real_runs import Run, Suite, environment
+from real_runs import Run, Suite, environment, until
 
 pytestmark = pytest.mark.slow
 
 SWEEP_ONCE = "--anchor-sweep-timeout=0.2"
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
 
 
 def assert_clean(run: Run, **outcomes: int) -> None:
@@ -79,54 +70,23 @@ def test_a_dead_workers_sessions_are_ended_while_the_run_goes_on(suite: Suite, d
 
 def test_a_worker_that_dies_during_a_creation(suite: Suite):
     # The session comes to be after its worker is gone, and its id reaches nobody.
-    suite.server.fail("POST", faults.slow(1.0))
+    suite.server.fail("POST", faults.slow(0), faults.slow(1.5))
     suite.write(
         "import os, threading\n"
         "def test_dies(anchor_session):\n"
-        "    threading.Timer(0.4, os._exit, [3]).start()\n"
+        "    anchor_session().end()\n"
+        "    threading.Timer(0.7, os._exit, [3]).start()\n"
         "    anchor_session()\n"
     )
     run = suite.run("--max-worker-restart=0", workers=1)
     assert run.status != 0
-    assert len(suite.server.sessions) == len(suite.strangers) + 1
+    assert len(suite.server.sessions) == len(suite.strangers) + 2
     assert not run.alive
     assert not run.recorded
-    assert "1 session created: 1 by the sweep" in run.section
+    assert "2 sessions created: 1 ended by the tests, 1 by the sweep" in run.section
 
 
-# Runs that are interrupted.
-
-WAITS = """
-import time
-def test_before(anchor_session): anchor_session()
-def test_waits(anchor_session, module_anchor_session, session_anchor_session):
-    for factory in (anchor_session, module_anchor_session, session_anchor_session):
-        factory()
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        time.sleep(0.01)
-"""
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_ctrl_c(suite: Suite, workers: int):
-    # The first answers of the teardown are lost, so that the sweep after it has to work as well.
-    suite.server.fail("DELETE", *[faults.status(403)] * 2)
-    suite.write(WAITS)
-    process = suite.start(workers=workers)
-    until(lambda: suite.server.count("POST") == 4)
-    until(lambda: len(suite.server.sessions) == 4 + len(suite.strangers))
-    if workers:
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    else:
-        process.send_signal(signal.SIGINT)
-    run = suite.finish(process)
-    assert run.status == 2
-    assert not run.alive
-    assert not run.recorded
-    assert "4 sessions created" in run.section
-    assert "KeyboardInterrupt" in run.out
-
+# Tests that do not go well.
 
 PAGE = """
 import pytest
@@ -321,8 +281,7 @@ def test_two_runs_in_one_folder_end_their_own_only(suite: Suite):
 # A second server, to which the first redirects.
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_redirects_are_not_followed(suite: Suite, workers: int):
+def test_redirects_are_not_followed(suite: Suite):
     with FaultServer() as elsewhere:
         for method in ("POST", "DELETE"):
             answer = faults.body(b"", 307, Location=f"{elsewhere.url}/v1/sessions")
@@ -334,7 +293,7 @@ def test_redirects_are_not_followed(suite: Suite, workers: int):
             "        anchor_session()\n"
             "    anchor_session()\n"
         )
-        run = suite.run(SWEEP_ONCE, workers=workers)
+        run = suite.run(SWEEP_ONCE)
         assert run.outcomes == {"passed": 1}
         assert "1 session created: 1 by the sweep, 1 unresolved" in run.section
         assert not run.alive

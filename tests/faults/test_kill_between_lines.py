@@ -1,0 +1,116 @@
+"""A process that is killed before any one line of a creation loses nothing: what it created is found and ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from fault_server import KEY, FaultServer
+from real_runs import processes_in, unmeasured, until
+
+from pytest_anchor.api import AnchorAPI
+from pytest_anchor.recover import recover
+from pytest_anchor.registry import Run
+from pytest_anchor.settings import Settings
+from pytest_anchor.sweep import sweep_run
+from pytest_anchor.tags import run_tag
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).with_name("dies_at_a_line.py")
+GRACE = 0.3  # seconds in which a creation that was never sent may still turn up
+
+
+def die(settings: Settings, *numbers: int) -> list[tuple[int, str]]:
+    """Let processes create sessions and die; returns the numbers and names of the lines that they did not run."""
+    told = json.dumps({**vars(settings), "folder": str(settings.folder), "api_key": None})
+    done = subprocess.run(
+        [sys.executable, SCRIPT, told, json.dumps(numbers)],
+        env=unmeasured(ANCHORBROWSER_API_KEY=KEY),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    ends = [json.loads(line) for line in done.stdout.splitlines()]
+    if not numbers:
+        assert ends.pop()[2] == 0  # the last process had no line to die at
+    assert {status for *_, status in ends} == {-signal.SIGKILL}
+    return [(number, line) for number, line, _ in ends]
+
+
+def sessions_of(server: FaultServer, run: Run) -> list[str]:
+    return [one.id for one in server.sessions.values() if run_tag(run.folder.name) in one.tags]
+
+
+def sweep(api: AnchorAPI, run: Run) -> None:
+    """What the reaper does."""
+    assert sweep_run(api, run, run.folder.name, how="reaper", timeout=10.0, pauses=(0.1,), grace=GRACE) is None
+
+
+def recovery(api: AnchorAPI, run: Run) -> None:
+    """What the next run does."""
+    recover(run, lambda: api, timeout=10.0, pauses=(0.1,), grace=GRACE)
+
+
+@pytest.fixture
+def registry(settings: Settings) -> Settings:
+    return dataclasses.replace(settings, folder=settings.folder.parent)
+
+
+@pytest.mark.parametrize("clean_up", [sweep, recovery])
+def test_a_kill_before_any_line_loses_nothing(server: FaultServer, api: AnchorAPI, registry: Settings, clean_up):
+    stranger = server.add("pytest-anchor", "pytest-anchor:run=another")
+    lines = die(registry)
+    time.sleep(GRACE)  # what was sent has arrived
+    runs = {number: Run(registry.folder / f"run{number:04}", "test") for number, _ in lines}
+    with_session = [number for number, run in runs.items() if sessions_of(server, run)]
+    assert len(server.alive) == len(with_session) + 2  # the one that did not die, and the stranger
+    names = {line.split()[0] for _, line in lines}
+    assert {"Owner.create", "Run.append", "Run._write", "AnchorAPI.create", "HTTPConnection.send"} <= names
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda run: clean_up(api, run), runs.values()))
+
+    (survivor,) = sessions_of(server, Run(registry.folder / f"run{len(lines):04}", "test"))
+    assert set(server.alive) == {stranger, survivor}
+    for number, line in lines:
+        state = runs[number].read()
+        states = [record.state for record in state.records.values()]
+        if number in with_session:
+            assert states in (["ended"], []), line  # the next run forgets what is over
+        else:
+            assert states in (["pending"], ["lost"], []), line
+        assert not state.unreadable, line
+    # Both kinds were met: killed too early for a session, and too late for a record of it.
+    assert 10 < len(with_session) < len(lines) - 10
+
+
+def test_the_reaper_ends_what_such_a_process_created(server: FaultServer, registry: Settings):
+    lines = die(registry)
+    seen = [n for n, _ in lines if sessions_of(server, Run(registry.folder / f"run{n:04}", "test"))]
+    chosen = [seen[0], seen[len(seen) // 2], seen[-1]]
+    watched = dataclasses.replace(registry, folder=registry.folder.parent / "watched", reaper=True)
+    server.sessions.clear()
+
+    died = time.monotonic()
+    try:
+        assert [number for number, _ in die(watched, *chosen)] == chosen
+        until(lambda: len(server.sessions) == len(chosen) and not server.alive)
+        until(lambda: not processes_in(watched.folder))
+    finally:
+        for pid in processes_in(watched.folder):
+            os.kill(pid, signal.SIGKILL)
+    assert time.monotonic() - died < 10.0
+    for number in chosen:
+        (record,) = Run(watched.folder / f"run{number:04}", "test").read().records.values()
+        assert (record.state, record.how) == ("ended", "reaper")

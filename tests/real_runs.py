@@ -35,11 +35,6 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(CHECKOUT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **more}
 
 
-def unmeasured(**more: str) -> dict[str, str]:
-    """The same without what measures coverage, which takes half of a run's time."""
-    return {name: value for name, value in environment(**more).items() if not name.startswith("COVERAGE_")}
-
-
 def until(condition: Callable[[], T], seconds: float = 20.0, pause: float = 0.02) -> T:
     """Wait until *condition* holds, and return what it returned."""
     deadline = time.monotonic() + seconds

@@ -539,7 +539,7 @@ def test_a_copied_registry_is_left_alone(server, api, live, registry, alive, cap
 def test_what_a_local_backend_served_is_over_with_it_and_nothing_else_is(server, api, dead, alive, capsys, forged):
     (dead.folder / "local.url").write_text("http://127.0.0.1:1")
     (dead.folder / "local.alive").touch()
-    intend(dead, "dead-1", base_url="http://127.0.0.1:1")
+    intend(dead, "dead-1", base_url="http://127.0.0.1:1", time=time.time() - 60)
     ids = [opened(server, api, dead, "dead-2")] if forged else []
     assert main(["ls", "--json"]) == len(ids)
     assert [row["id"] for row in told(capsys)] == ids

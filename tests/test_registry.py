@@ -335,10 +335,11 @@ assert set(run.read().records) == {"child", "parent"}, run.state
 
 def test_a_writer_that_stopped_is_not_waited_for(run, monkeypatch):
     monkeypatch.setattr(registry, "LOCK_TIMEOUT", 0.1)
-    with Run(run.folder, "x")._guarded(), pytest.raises(AnchorRegistryError, match="held its lock for over 0 seconds"):
-        intend(run, "n1")
+    waiting = Run(run.folder, "x")
+    with run._guarded(), pytest.raises(AnchorRegistryError, match="held its lock for over 0 seconds"):
+        intend(waiting, "n1")
     assert not journal(run).exists()
-    intend(run, "n1")
+    intend(waiting, "n1")
 
 
 @pytest.mark.parametrize("room", [0, 30])

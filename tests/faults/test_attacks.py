@@ -39,7 +39,7 @@ from pytest_anchor.settings import Settings, ci_run_id
 from pytest_anchor.sweep import end_session, sweep_run
 from pytest_anchor.tags import new_tag, run_tag
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
 T = TypeVar("T")
 

@@ -17,12 +17,12 @@ import fault_server as faults
 import pytest
 from fault_server import FaultServer
 from processes import children
-from real_runs import DEADLINE, Suite, unmeasured, until
+from real_runs import DEADLINE, Suite, until
 from side_by_side import side_by_side, starting
 
 from pytest_anchor.locks import has_owners
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
 RUNS = int(os.environ.get("CHAOS_RUNS", "20"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
@@ -124,7 +124,7 @@ def run_case(seed: int, parent: Path) -> None:
         try:
             with starting:
                 args = ["-p", "no:cacheprovider", "--anchor-sweep-timeout=20"]
-                process = suite.start(*args, workers=workers, reaper=True, env=unmeasured(**server.env))
+                process = suite.start(*args, workers=workers, reaper=True)
                 until(lambda: server.requests or process.poll() is not None, DEADLINE)
             if planned:
                 attack(random, suite, process, planned)

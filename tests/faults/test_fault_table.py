@@ -14,7 +14,7 @@ from real_runs import Suite
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
 ONE = """
 def test_one(anchor_session):

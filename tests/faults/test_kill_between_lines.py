@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from fault_server import KEY, FaultServer
-from real_runs import processes_in, unmeasured, until
+from real_runs import environment, processes_in, until
 
 from pytest_anchor.api import AnchorAPI
 from pytest_anchor.recover import recover
@@ -23,7 +23,7 @@ from pytest_anchor.settings import Settings
 from pytest_anchor.sweep import sweep_run
 from pytest_anchor.tags import run_tag
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
 SCRIPT = Path(__file__).with_name("dies_at_a_line.py")
 GRACE = 0.3  # seconds in which a creation that was never sent may still turn up
@@ -34,7 +34,7 @@ def die(settings: Settings, *numbers: int) -> list[tuple[int, str]]:
     told = json.dumps({**vars(settings), "folder": str(settings.folder), "api_key": None})
     done = subprocess.run(
         [sys.executable, SCRIPT, told, json.dumps(numbers)],
-        env=unmeasured(ANCHORBROWSER_API_KEY=KEY),
+        env=environment(ANCHORBROWSER_API_KEY=KEY),
         capture_output=True,
         text=True,
         timeout=120,

@@ -9,7 +9,7 @@ import pytest
 from fault_server import KEY
 from real_runs import Suite, environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
 SWEEP_ONCE = "--anchor-sweep-timeout=0.2"
 LEAKS = "def test_leaks(anchor_session):\n    anchor_session()\n"

@@ -13,9 +13,8 @@ import aiohttp
 import pytest
 from anchorbrowser import Anchorbrowser
 from anchorbrowser._exceptions import AuthenticationError
+from backend import Backend, until
 from playwright.sync_api import Browser, Playwright, sync_playwright
-
-from conftest import Backend, until
 
 T = TypeVar("T")
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import requests
 import yaml
+from backend import Backend, until
 from jsonschema import Draft202012Validator, FormatChecker
 from openapi_spec_validator import validate
 
 import pytest_anchor.local
-from conftest import Backend, until
 
 DESCRIPTION = yaml.safe_load((Path(pytest_anchor.local.__file__).parent / "openapi.yml").read_text())
 UNKNOWN = "7d0c3f0e-0000-4000-8000-000000000000"

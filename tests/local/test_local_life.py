@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
-
-from conftest import ROOT, Backend, processes, until
+from backend import ROOT, Backend, processes, until
 
 SOON = 2.0  # seconds: the promise
 

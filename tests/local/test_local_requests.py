@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-
-from conftest import Backend, until
+from backend import Backend, until
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         AnchorAPIError,
         AnchorConfigError,
         AnchorError,
+        AnchorLimitError,
         AnchorLostCreateError,
         AnchorRegistryError,
     )
@@ -20,6 +21,7 @@ __all__ = [
     "AnchorAPIError",
     "AnchorConfigError",
     "AnchorError",
+    "AnchorLimitError",
     "AnchorLostCreateError",
     "AnchorRegistryError",
     "AnchorSession",

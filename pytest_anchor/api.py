@@ -10,14 +10,16 @@ import hmac
 import io
 import json
 import os
+import random
 import re
 import ssl
+import threading
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from http.client import HTTPException, HTTPResponse
 from http.cookiejar import DefaultCookiePolicy
@@ -30,12 +32,12 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ConnectTimeoutError, InvalidHeader, MaxRetryError, NewConnectionError, ResponseError
 from urllib3.util.retry import Retry
 
-from .errors import AnchorAPIError, AnchorLostCreateError, printable, redact
+from .errors import AnchorAPIError, AnchorLostCreateError, Limit, printable, redact
 from .tags import is_session_id
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 KEY_HEADER = "anchor-api-key"
 
@@ -46,6 +48,13 @@ CALL_TIMEOUT = 15.0  # seconds, for ending and listing
 MAX_ANSWER = 1 << 20  # bytes
 MAX_LIST = 64 << 20  # bytes; a session takes about 300 in a list
 MAX_RETRY_AFTER = 30.0  # seconds; a server that asks for more is asked again sooner
+FIRST_PAUSE = 0.25  # seconds after a 429 at least; doubled with each that the same call meets
+WAKE_JITTER = 0.1  # seconds over which those who waited begin again
+
+MAX_WAIT = 3600.0  # seconds; what asks for a longer wait is no Retry-After
+MAX_POLICY = 4096  # characters of a RateLimit-Policy
+MAX_QUOTA = 100_000  # requests
+MAX_WINDOW = 24 * 3600.0  # seconds
 
 # A creation that these answer did not take place. 408 may come after the effect.
 _DEFINITE_REFUSALS = frozenset(range(400, 500)) - {408}
@@ -102,9 +111,39 @@ class Ended(NamedTuple):
 class _Call:
     """What is to be known deep inside urllib3 of the call under way in this context."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, wait: Callable[[_Call], None]) -> None:
         self.deadline = deadline
-        self.tries = 1
+        self.tries = 0
+        self._wait = wait
+        self._pause = FIRST_PAUSE
+
+    def begin(self) -> float:
+        """Wait until a request may be sent, and count it.
+
+        :returns: the seconds there are for it.
+        :raises AnchorAPIError: that would be too late.
+        """
+        self._wait(self)
+        self.tries += 1
+        return max(0.05, self.deadline - time.monotonic())
+
+    def pause_after(self, told: Limit) -> float:
+        """Seconds for which the API is left alone after this call met a 429 that *told* this."""
+        least, self._pause = self._pause, 2 * self._pause
+        wait = max(least * random.uniform(1.0, 1.5), told.retry_after or 0.0)  # noqa: S311 - no secret
+        return min(wait, MAX_RETRY_AFTER)
+
+
+class _Pause:
+    """Until when the API asked all to wait, in ``time.monotonic()`` seconds."""
+
+    def __init__(self, until: float = 0.0) -> None:
+        self.until = until
+        self._lock = threading.Lock()
+
+    def extend(self, seconds: float) -> None:
+        with self._lock:
+            self.until = max(self.until, time.monotonic() + seconds)
 
 
 _call: ContextVar[_Call] = ContextVar("call")
@@ -191,7 +230,9 @@ _NOT_CONNECTED = (NewConnectionError, ConnectTimeoutError)
 
 
 class _Retry(Retry):
-    """urllib3's retries, which do not sleep past a deadline and do not trust ``Retry-After``."""
+    """urllib3's retries, which do not sleep past a deadline and do not trust ``Retry-After``; 429 is not theirs."""
+
+    RETRY_AFTER_STATUS_CODES = frozenset({503})
 
     def get_retry_after(self, response: Any) -> float | None:
         try:
@@ -206,17 +247,19 @@ class _Retry(Retry):
             raise MaxRetryError(kwargs["_pool"], url, error)  # it may have created a session
         retry = super().increment(method, url, response, *args, **kwargs)
         wait = (response is not None and self.get_retry_after(response)) or retry.get_backoff_time()
-        call = _call.get()
-        if time.monotonic() + wait >= call.deadline:
+        if time.monotonic() + wait >= _call.get().deadline:
             raise MaxRetryError(kwargs["_pool"], url, error)
-        call.tries += 1
         return retry
+
+    def sleep(self, response: Any = None) -> None:
+        super().sleep(response)
+        _call.get().begin()
 
 
 _RETRY = _Retry(
     total=3,
     redirect=0,
-    status_forcelist=(429, 500, 502, 503, 504),
+    status_forcelist=(500, 502, 503, 504),
     allowed_methods={"GET", "DELETE"},
     backoff_factor=0.25,
     backoff_max=10,
@@ -231,6 +274,18 @@ class _Answer(NamedTuple):
     data: Any  # the decoded JSON, or None
     tries: int
     date: str  # the header
+    limit: Limit | None  # what a 429 tells
+
+    def __repr__(self) -> str:
+        return f"<answer {self.status}>"  # the API may have repeated the key in it
+
+
+class _Http(NamedTuple):
+    """What belongs to one process: a child that shared a connection with its parent would mix up their answers."""
+
+    session: requests.Session
+    pause: _Pause
+    pid: int
 
 
 class AnchorAPI:
@@ -244,7 +299,7 @@ class AnchorAPI:
         self.base_url = base_url
         self._auth = _KeyAuth(key)
         self._key = key
-        self._http: tuple[requests.Session | None, int] = None, 0
+        self._http = self._new_http(until=0.0)
 
     def __repr__(self) -> str:
         return f"<AnchorAPI {self.base_url}>"
@@ -259,8 +314,15 @@ class AnchorAPI:
         text = "\n".join((self.base_url, *words))
         return hmac.digest(self._key.encode(), text.encode("utf-8", "surrogatepass"), "sha256").hex()[:32]
 
+    @property
+    def quiet_until(self) -> float:
+        """Until when nothing but creations is sent, in ``time.monotonic()`` seconds; a 429 asked for it."""
+        return self._here().pause.until
+
     def create(self, config: Mapping[str, Any]) -> Created:
         """Create a session; blocks until its browser is ready.
+
+        A 429 is left to the caller: it is about creations, and neither waited for here nor a pause for other calls.
 
         :param config: the request's body: ``session``, ``browser``, ``integrations``, ``identities``.
         :raises AnchorLostCreateError: a session may exist whose id is not known.
@@ -347,6 +409,16 @@ class AnchorAPI:
             for created in [_moment(item.get("created_at"))]
         ]
 
+    def max_sessions(self, *, deadline: float) -> int | None:
+        """How many browsers the account's plan allows at once; ``None`` where that cannot be learned."""
+        try:
+            answer = self._call("GET", "/v1/billing", "read the plan's limits", deadline=deadline)
+        except AnchorAPIError:
+            return None
+        data = answer.data.get("data") if isinstance(answer.data, dict) else None
+        most = data.get("max_concurrent_browsers") if isinstance(data, dict) else None
+        return most if answer.status == 200 and type(most) is int and most > 0 else None
+
     def _error(self, what: str, answer: _Answer, message: str = "") -> AnchorAPIError:
         """Translate an answer that is not a success; the API may have repeated the key in it."""
         error = answer.data.get("error") if isinstance(answer.data, dict) else None
@@ -364,25 +436,40 @@ class AnchorAPI:
             message=self._without_key(message),
             remedy=_REMEDIES.get(answer.status, _SERVER_REMEDY if answer.status >= 500 else _ANSWER_REMEDY),
             tries=answer.tries,
+            limit=answer.limit,
         )
 
     def _without_key(self, text: str) -> str:
         return redact(text, self._key)
 
-    def _session(self) -> requests.Session:
-        # A connection that a forked child shared with its parent would mix up their answers.
-        http, pid = self._http
-        if http is None or pid != os.getpid():
-            http = _Session()
-            http.auth = self._auth
-            http.headers.update({"Accept": "application/json", "Accept-Encoding": "identity"})
-            http.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-            # To loopback goes no proxy: over plain HTTP it would read the key.
-            http.trust_env = urlsplit(self.base_url).scheme == "https"
-            for prefix in ("https://", "http://"):
-                http.mount(prefix, _Adapter(pool_maxsize=64, max_retries=_RETRY))
-            self._http = http, os.getpid()
-        return http
+    def _new_http(self, until: float) -> _Http:
+        session = _Session()
+        session.auth = self._auth
+        session.headers.update({"Accept": "application/json", "Accept-Encoding": "identity"})
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        # To loopback goes no proxy: over plain HTTP it would read the key.
+        session.trust_env = urlsplit(self.base_url).scheme == "https"
+        for prefix in ("https://", "http://"):
+            session.mount(prefix, _Adapter(pool_maxsize=64, max_retries=_RETRY))
+        return _Http(session, _Pause(until), os.getpid())
+
+    def _here(self) -> _Http:
+        if self._http.pid != os.getpid():
+            self._http = self._new_http(self._http.pause.until)
+        return self._http
+
+    def _wait(self, what: str, call: _Call) -> None:
+        """Wait until the API may be asked again.
+
+        :raises AnchorAPIError: that is after the call's deadline.
+        """
+        __tracebackhide__ = True
+        while (until := self.quiet_until) > (now := time.monotonic()):
+            wait = until - now + random.uniform(0.0, WAKE_JITTER)  # noqa: S311 - no secret
+            if now + wait >= call.deadline:
+                message = f"the API asked to wait another {until - now:.0f} s, and there is not that much time"
+                raise AnchorAPIError(what, status=429, message=message, remedy=_REMEDIES[429], tries=call.tries)
+            time.sleep(wait)
 
     def _call(
         self,
@@ -396,23 +483,30 @@ class AnchorAPI:
         **kwargs: Any,
     ) -> _Answer:
         __tracebackhide__ = True
-        now = time.monotonic()
-        deadline = min(deadline, now + (CONNECT_TIMEOUT + read) * (1 if method == "POST" else 4))
-        left = max(0.05, deadline - now)
-        call = _Call(deadline)
+        creates = method == "POST"
+        deadline = min(deadline, time.monotonic() + (CONNECT_TIMEOUT + read) * (1 if creates else 4))
+        call = _Call(deadline, (lambda _call: None) if creates else partial(self._wait, what))
         token = _call.set(call)
         failure: BaseException
         try:
-            with self._session().request(
-                method,
-                self.base_url + path,
-                timeout=(min(CONNECT_TIMEOUT, left), min(read, left)),
-                allow_redirects=False,
-                stream=True,
-                **kwargs,
-            ) as response:
-                body = _read(response, limit)
-                return _Answer(response.status_code, body, _json(body), call.tries, response.headers.get("Date", ""))
+            while True:
+                left = call.begin()
+                with self._here().session.request(
+                    method,
+                    self.base_url + path,
+                    timeout=(min(CONNECT_TIMEOUT, left), min(read, left)),
+                    allow_redirects=False,
+                    stream=True,
+                    **kwargs,
+                ) as response:
+                    status, date = response.status_code, response.headers.get("Date", "")
+                    told = limit_told(response.headers) if status == 429 else None
+                    if told and not creates:
+                        self._here().pause.extend(call.pause_after(told))
+                    body = _read(response, limit)
+                answer = _Answer(status, body, _json(body), call.tries, date, told)
+                if told is None or creates or self.quiet_until >= deadline:
+                    return answer
         except (
             requests.RequestException,
             urllib3.exceptions.HTTPError,
@@ -480,10 +574,52 @@ def _moment(text: object) -> float | None:
 
 
 def _http_date(text: str) -> float | None:
+    """Seconds since the epoch of an HTTP date, whose zone is always GMT."""
     try:
-        return parsedate_to_datetime(text).timestamp()
-    except (TypeError, ValueError, OverflowError):
+        moment = parsedate_to_datetime(text[:100])
+        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    except (TypeError, ValueError, OverflowError, IndexError):
         return None
+
+
+def limit_told(headers: Mapping[str, str]) -> Limit:
+    """What the headers of a 429 tell; whatever they hold, it raises nothing."""
+    policies = list(_policies(headers.get("RateLimit-Policy", "")))
+    quota, window = min(policies, key=lambda one: (one[0] / one[1], one[0]), default=(None, None))
+    return Limit(_retry_after(headers.get("Retry-After", ""), headers.get("Date", "")), quota, window)
+
+
+def _retry_after(text: str, date: str) -> float | None:
+    text = text.strip()
+    if _NUMBER.fullmatch(text):
+        seconds = float(text)
+    elif (until := _http_date(text)) is not None:
+        now = _http_date(date)
+        seconds = until - (time.time() if now is None else now)
+    else:
+        return None
+    return seconds if 0 <= seconds <= MAX_WAIT else None
+
+
+_NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
+_OPAQUE = re.compile(r'"(?:[^"\\]|\\.)*"?|:[A-Za-z0-9+/=]*:')  # quoted strings and byte sequences
+
+
+def _policies(header: str) -> Iterator[tuple[int, float]]:
+    """The quota and the window in seconds of each policy that has both.
+
+    That is ``"name";q=5;w=60``, where the name may be missing, or the older ``5;w=60``.
+    """
+    if len(header) > MAX_POLICY:
+        return
+    for policy in _OPAQUE.sub("''", header).split(","):
+        first, *rest = (part.strip() for part in policy.split(";"))
+        told = dict(part.partition("=")[::2] for part in (first if "=" in first else f"q={first}", *rest))
+        quota, window = told.get("q", ""), told.get("w", "")
+        if not (re.fullmatch("[0-9]{1,6}", quota) and _NUMBER.fullmatch(window)):
+            continue
+        if 1 <= int(quota) <= MAX_QUOTA and 0 < float(window) <= MAX_WINDOW:
+            yield int(quota), float(window)
 
 
 def _lost(error: AnchorAPIError) -> AnchorLostCreateError:

@@ -9,14 +9,14 @@ import queue
 import re
 import shlex
 import sys
-import threading
 import time
-from collections import deque
 from contextlib import suppress
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .background import Pool
 from .errors import AnchorAPIError, AnchorConfigError, AnchorRegistryError, printable
 from .progress import Console, Progress
 from .settings import (
@@ -412,11 +412,14 @@ def _end_until_none_is_listed(
     for pause in chain(_PAUSES, repeat(_PAUSES[-1])):
         if not left:
             break
-        outcomes |= _end_all(api, dict.fromkeys(left, tag), until, progress)
+        outcomes |= _end_all(api, dict.fromkeys(left, tag), until, progress, again=True)
         for one, outcome in outcomes.items():
             if not isinstance(outcome, AnchorAPIError) and one not in ended:
                 ended.add(one)
                 _print_ended(one, outcome)
+        if api.quiet_until >= deadline:
+            left = [one for one in left if one not in ended]
+            break
         left = look()
         if all(_is_refusal(outcomes.get(one)) for one in left) or time.monotonic() + pause >= until:
             break
@@ -434,28 +437,26 @@ def _is_refusal(outcome: Ended | AnchorAPIError | None) -> bool:
     return status is not None and 400 <= status < 500 and status not in (408, 429)
 
 
-def _end_all(api: AnchorAPI, sessions: Mapping[str, str], deadline: float, progress: Progress) -> Outcomes:
+def _end_all(
+    api: AnchorAPI, sessions: Mapping[str, str], deadline: float, progress: Progress, *, again: bool = False
+) -> Outcomes:
     """End sessions, several at once, by daemon threads: no API can hold this longer than it may take.
 
     :param sessions: a tag that it carries for each id.
+    :param again: whether those that fail will be tried again.
     :returns: what became of each, in the order of *sessions*.
     """
-    from .sweep import AT_ONCE
+    from .sweep import AT_ONCE, shares
 
-    todo = deque(sessions.items())
+    share = shares(api, len(sessions), deadline, AT_ONCE, again=again)
     done: queue.SimpleQueue[tuple[str, Ended | AnchorAPIError]] = queue.SimpleQueue()
 
-    def work() -> None:
-        with suppress(IndexError):
-            while True:
-                one, tag = todo.popleft()
-                try:
-                    done.put((one, api.end(one, tag, deadline=deadline)))
-                except AnchorAPIError as error:
-                    done.put((one, error))
+    def work(one: str, tag: str) -> None:
+        try:
+            done.put((one, api.end(one, tag, deadline=share())))
+        except AnchorAPIError as error:
+            done.put((one, error))
 
-    for _ in range(min(AT_ONCE, len(todo))):
-        threading.Thread(target=work, name="pytest-anchor-end", daemon=True).start()
     outcomes: Outcomes = {
         one: AnchorAPIError(
             f"end session {printable(one)}",
@@ -465,7 +466,10 @@ def _end_all(api: AnchorAPI, sessions: Mapping[str, str], deadline: float, progr
         for one in sessions
     }
     answered = 0
+    pool = Pool(AT_ONCE, "pytest-anchor-end")
     try:
+        for one, tag in sessions.items():
+            pool.submit(partial(work, one, tag))
         while answered < len(outcomes) and (left := deadline - time.monotonic()) > 0:
             with suppress(queue.Empty):
                 one, outcome = done.get(timeout=min(left, _TICK))
@@ -473,7 +477,7 @@ def _end_all(api: AnchorAPI, sessions: Mapping[str, str], deadline: float, progr
                 answered += 1
             progress(answered, len(outcomes))
     finally:
-        todo.clear()
+        pool.stop()
         progress.clear()
     return outcomes
 

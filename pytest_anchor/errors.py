@@ -3,13 +3,14 @@
 AnchorError
 ├── AnchorConfigError          a setting is missing or bad; nothing was sent
 ├── AnchorRegistryError        the record on disk cannot be kept
+├── AnchorLimitError           what the plan allows was waited for too long; nothing was created
 └── AnchorAPIError             the API said no, said nonsense, or said nothing
     └── AnchorLostCreateError  a creation whose outcome nobody knows
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def printable(text: str, limit: int = 300) -> str:
@@ -42,6 +43,18 @@ class AnchorRegistryError(AnchorError):
     """The registry cannot be written, read or trusted."""
 
 
+class AnchorLimitError(AnchorError):
+    """The plan allows no further session now, and waiting for it is over or pointless."""
+
+
+class Limit(NamedTuple):
+    """What an answer of 429 tells of the limit that was met; ``None`` for what it does not tell."""
+
+    retry_after: float | None  # seconds
+    quota: int | None  # requests that are allowed in each window
+    window: float | None  # seconds
+
+
 class AnchorAPIError(AnchorError):
     """The API refused, failed, answered nonsense, or did not answer.
 
@@ -50,7 +63,8 @@ class AnchorAPIError(AnchorError):
     :param code: the API's own error code, ``""`` if it gave none.
     :param message: the API's words, or what happened to the connection.
     :param remedy: what the reader can do about it.
-    :param tries: how often it was asked, from 1.
+    :param tries: how often it was asked, from 1; 0 where the API had asked all to wait, and nothing was sent.
+    :param limit: what a 429 tells; it is not part of :meth:`fields`, and lost in pickling.
     """
 
     def __init__(
@@ -62,6 +76,7 @@ class AnchorAPIError(AnchorError):
         message: str = "",
         remedy: str = "",
         tries: int = 1,
+        limit: Limit | None = None,
     ) -> None:
         self.what = what
         self.status = status
@@ -69,6 +84,7 @@ class AnchorAPIError(AnchorError):
         self.message = printable(message)
         self.remedy = printable(remedy)  # it may come from a record on disk
         self.tries = tries
+        self.limit = limit
         super().__init__(what)
 
     def __str__(self) -> str:

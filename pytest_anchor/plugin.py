@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from .locks import has_owners, is_held, owner_lock
 from .settings import (
     BASE_URL_VARIABLE,
     DEFAULT_BASE_URL,
+    END,
     KEY_VARIABLES,
     KEYWORDS,
     ON_LEAK,
@@ -30,6 +30,8 @@ from .settings import (
     Settings,
     check_base_url,
     check_choice,
+    check_max_sessions,
+    check_number,
     check_run_id,
     check_seconds,
     ci_run_id,
@@ -37,10 +39,13 @@ from .settings import (
     new_invocation,
 )
 from .signals import Termination
+from .tell import Teller
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from .coming import Coming
+    from .prefetch import Wanted
     from .recover import Recovery
     from .report import Report
     from .session import AnchorSessionFactory, Owner
@@ -55,6 +60,17 @@ _OPTIONS = {
     "registry": (f"folder for the record of created sessions (default: {REGISTRY_NAME} in pytest's rootdir)", "DIR"),
     "on_leak": ("what a session that could not be ended does to the exit status: fail (default) or warn", "fail|warn"),
     "sweep_timeout": ("seconds that the final sweep may take (default: 60)", "SECONDS"),
+    "sweep_at_once": ("sessions that a sweep ends at the same time (default: 16)", "N"),
+    "create_timeout": ("seconds that a creation waits for what the plan allows, at most (default: 300)", "SECONDS"),
+    "max_sessions": (
+        "sessions open at once, over all runs of this registry: a number, auto (default: the plan's) or off",
+        "N|auto|off",
+    ),
+    "prefetch": ("sessions that each process creates ahead for its next tests (default: 0)", "N"),
+    "end": (
+        "when a teardown's sessions are ended: before the next test, inline (default), or meanwhile, in the background",
+        "inline|background",
+    ),
     "run_id": ("name of the run in its sessions' tags, which shards may share (default: the CI's, or random)", "ID"),
     "reaper": (
         "whether a process watches the run, and ends its sessions if it is killed: on (default) or off",
@@ -68,7 +84,7 @@ _LOCAL_HELP = "serve Anchor's API on this machine with local Chromium: free, off
 class _Plugin:
     """What one process of a run keeps between hooks."""
 
-    def __init__(self, settings: Settings, *, worker: bool) -> None:
+    def __init__(self, settings: Settings, config: pytest.Config, *, worker: bool) -> None:
         self.settings = settings
         self.worker = worker
         self.item: pytest.Item | None = None
@@ -78,12 +94,34 @@ class _Plugin:
         self.recovery: threading.Thread | None = None
         self.recovered: list[Recovery] = []
         self.report: Report | None = None
+        self.teller = Teller(config)
 
     @cached_property
     def owner(self) -> Owner:
         from .session import Owner
 
-        return Owner(self.settings, self.termination.catch)
+        return Owner(self.settings, self.termination.catch, self.teller)
+
+    @cached_property
+    def coming(self) -> Coming | None:
+        """The tests that come next, where anything is created ahead for them."""
+        if not self.settings.prefetch:
+            return None
+        from .coming import Coming
+
+        return Coming(self.settings.prefetch)
+
+    def begin(self, item: pytest.Item, next_item: pytest.Item | None) -> None:
+        """Take in that a test begins, and create ahead what those after it will ask for."""
+        self.item = item
+        if self.coming is not None:
+            self.coming.begins(item, next_item)
+            self.plan(self.coming.wanted_by(item))
+
+    def plan(self, current: Wanted | None = None) -> None:
+        """Create ahead, unless the test that runs still needs *current*."""
+        if self.coming is not None and self.item is not None and "owner" in vars(self):
+            self.owner.plan(current, self.coming.after(self.item))
 
     @property
     def secret(self) -> str | None:
@@ -149,7 +187,7 @@ def pytest_configure(config: pytest.Config) -> None:
         settings = Settings.of_worker(values, config.rootpath) if values else _settings(config)
     except AnchorConfigError as error:
         raise pytest.UsageError(str(error)) from None
-    config.stash[_KEY] = plugin = _Plugin(settings, worker=bool(values))
+    config.stash[_KEY] = plugin = _Plugin(settings, config, worker=bool(values))
     config.pluginmanager.register(_Warnings(plugin), "pytest_anchor_warnings")
 
 
@@ -179,6 +217,11 @@ def _settings(config: pytest.Config) -> Settings:
         chromium=value("chromium"),
         on_leak=check_choice("--anchor-on-leak", value("on_leak", default="fail"), ON_LEAK),
         sweep_timeout=check_seconds("--anchor-sweep-timeout", value("sweep_timeout", default="60")),
+        sweep_at_once=check_number("--anchor-sweep-at-once", value("sweep_at_once", default="16"), 1, 256),
+        create_timeout=check_seconds("--anchor-create-timeout", value("create_timeout", default="300")),
+        max_sessions=check_max_sessions("--anchor-max-sessions", value("max_sessions", default="auto")),
+        prefetch=check_number("--anchor-prefetch", value("prefetch", default="0"), 0, 100),
+        end_in_background=check_choice("--anchor-end", value("end", default="inline"), END) == "background",
         reaper=check_choice("--anchor-reaper", value("reaper", default="on"), ON_OFF) == "on",
     )
 
@@ -220,6 +263,7 @@ def pytest_configure_node(node: Any) -> None:
     plugin = node.config.stash[_KEY]
     plugin.termination.catch()  # the controller does not hear of a worker's first session in time
     shares_disk = _shares_disk(node)
+    plugin.teller.watch(plugin.settings.folder)
     node.workerinput["pytest_anchor"] = plugin.settings.for_worker(
         node.workerinput["workerid"], shares_disk=shares_disk
     )
@@ -272,8 +316,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> None:
-    item.config.stash[_KEY].item = item
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    item.config.stash[_KEY].begin(item, nextitem)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -309,8 +353,12 @@ def _without_key(report: pytest.TestReport, key: str) -> None:
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> Any:
     plugin = session.config.stash[_KEY]
+    plugin.teller.close()
     if plugin.worker:
         result = yield
+        if "owner" in vars(plugin):
+            interrupted = session.exitstatus == pytest.ExitCode.INTERRUPTED
+            plugin.owner.finish(TEARDOWN_TIMEOUT if interrupted else plugin.settings.sweep_timeout / 2)
         _hand_over(session.config, plugin)
         return result
     hurried, result = False, None
@@ -382,23 +430,26 @@ def _end_all(config: pytest.Config, plugin: _Plugin) -> AnchorError | None:
     from .progress import Progress
     from .sweep import sweep_run, write_off
 
+    deadline = time.monotonic() + plugin.settings.sweep_timeout
     for thread in plugin.crash_sweeps:
         thread.join(CRASH_TIMEOUT)
     settings = plugin.settings
+    plugin.owner.finish(settings.sweep_timeout / 2)
     if settings.local:
         from .local.launch import is_gone
 
         if is_gone(settings.folder):
             write_off(plugin.owner.join())
             return None
-    if not plugin.elsewhere and all(one.state == "ended" for one in plugin.owner.join().state.records.values()):
+    if not plugin.elsewhere and all(one.state == "ended" for one in plugin.owner.join().read().records.values()):
         return None
     run, api = plugin.owner.open()
     return sweep_run(
         api,
         run,
         settings.run_id,
-        timeout=settings.sweep_timeout,
+        timeout=max(deadline - time.monotonic(), settings.sweep_timeout / 2),
+        at_once=settings.sweep_at_once,
         progress=Progress(config.pluginmanager.get_plugin("terminalreporter")),
         elsewhere=plugin.elsewhere,
     )
@@ -455,14 +506,21 @@ def _anchor_session(
     session.id, .live_view_url, .created_at, .end(). Twins for wider scopes: class_, module_,
     package_ and session_anchor_session.
     """
+    from .coming import configuration
     from .report import teardown_section
     from .session import AnchorSessionFactory
 
     plugin = request.config.stash.get(_KEY, None)
     if plugin is None:
         pytest.fail("anchor_session is switched off: -p no:pytest_anchor comes after -p pytest_anchor", pytrace=False)
-    factory = AnchorSessionFactory(plugin.owner, _defaults(request.node, anchor_session_defaults), plugin.test)
+    config = configuration(request.node, anchor_session_defaults)
+    if plugin.coming is not None:
+        plugin.coming.saw(request.node, anchor_session_defaults)
+    factory = AnchorSessionFactory(plugin.owner, config, plugin.test, plugin.plan)
     yield factory
+    if plugin.settings.end_in_background:
+        factory.close_later()
+        return
     failures = factory.close(TEARDOWN_TIMEOUT)
     if failures and plugin.item is not None:
         text = teardown_section([(session.id, error) for session, error in failures.items()])
@@ -474,18 +532,3 @@ class_anchor_session = pytest.fixture(scope="class")(_anchor_session)
 module_anchor_session = pytest.fixture(scope="module")(_anchor_session)
 package_anchor_session = pytest.fixture(scope="package")(_anchor_session)
 session_anchor_session = pytest.fixture(scope="session")(_anchor_session)
-
-
-def _defaults(node: pytest.Item | pytest.Collector, suite: Mapping[str, Any]) -> dict[str, Any]:
-    from .session import check_keywords, merge
-
-    if not isinstance(suite, Mapping):
-        raise TypeError(f"anchor_session_defaults must return a mapping, not {type(suite).__name__}")
-    check_keywords(suite, "anchor_session_defaults")
-    merged = merge({}, suite)
-    for mark in reversed(list(node.iter_markers("anchor"))):  # from the module down to the test
-        if mark.args:
-            raise TypeError(f"the anchor marker takes keywords only: {', '.join(KEYWORDS)}")
-        check_keywords(mark.kwargs, "the anchor marker")
-        merged = merge(merged, mark.kwargs)
-    return merged

@@ -15,12 +15,15 @@ One folder for each run::
 The journal's events, each with the ``nonce`` of the creation that it is about:
 
 ``intent``   written before the request: ``owner``, ``test``, ``time``, ``base_url``, ``fingerprint``,
-             ``run_id``, and the folder's own ``place``, which tells a copy from the original
+             ``run_id``, the folder's own ``place``, which tells a copy from the original, and
+             ``ahead`` where no test has asked for it yet
 ``refused``  there is no session: the API did not create it, or does not know it long after
 ``lost``     the answer never came: a session may exist
 ``created``  its ``id``, and a ``seal`` that only the API key can make: who edits the file has no id ended
+``taken``    a test has asked for what was created ahead: ``test``
 ``failed``   an attempt to end it did not succeed: ``error``
 ``ended``    it is over: ``how``, ``already``, ``note``
+``waited``   a test had to wait for what the plan allows: ``seconds``
 """
 
 from __future__ import annotations
@@ -75,6 +78,7 @@ class Record:
     fingerprint: str = ""
     run_id: str = ""
     place: int = 0
+    ahead: bool = False  # created before a test asked for it, and none has
     id: str | None = None
     seal: str = ""
     state: str = "pending"  # pending, lost, refused, open, ended
@@ -93,6 +97,9 @@ class Record:
             self.base_url, self.fingerprint = str(fields["base_url"]), str(fields["fingerprint"])
             self.run_id, self.place = str(fields["run_id"]), int(fields["place"])
             self.time = float(fields["time"])
+            self.ahead = bool(fields.get("ahead", False))
+        elif event == "taken":
+            self.test, self.ahead = str(fields["test"]), False
         elif event == "created":
             if not (is_session_id(fields["id"]) and fields["seal"].isascii()):
                 raise ValueError(event)
@@ -129,6 +136,7 @@ class State:
 
     records: dict[str, Record] = field(default_factory=dict)
     unreadable: int = 0  # lines that are no events and not merely a kill's torn last line
+    waits: dict[str, float] = field(default_factory=dict)  # seconds, by the nonce of what was waited for
 
     @property
     def settled(self) -> bool:
@@ -140,6 +148,12 @@ class State:
         nonce = str(line["nonce"])
         if not nonce.isascii():
             raise ValueError(nonce)
+        if line["event"] == "waited":
+            seconds = float(line["seconds"])
+            if not 0 <= seconds <= MOST:
+                raise ValueError(seconds)
+            self.waits[nonce] = seconds
+            return
         record = self.records.get(nonce) or Record(nonce)
         record.apply(line["event"], line)
         self.records[nonce] = record
@@ -252,7 +266,7 @@ class Run:
         self.state.records[record.nonce] = record
         if not (record.open or record.unresolved):
             return
-        intent = ("owner", "test", "time", "base_url", "fingerprint", "run_id", "place")
+        intent = ("owner", "test", "time", "base_url", "fingerprint", "run_id", "place", "ahead")
         self.append("intent", record.nonce, **{name: getattr(record, name) for name in intent})
         if record.id is not None:
             self.append("created", record.nonce, id=record.id, seal=record.seal)
@@ -331,22 +345,38 @@ class Run:
 
     @contextmanager
     def _guarded(self, deadline: float = float("inf")) -> Iterator[None]:
-        # Opened anew each time: a descriptor that threads or a forked child share would share the lock, too.
-        fd = os.open(self.folder / "journal.lock", os.O_RDWR | os.O_CREAT | _NOFOLLOW, 0o600)
+        patience = min(self._lock_timeout, max(deadline - time.monotonic(), 0.0))
         try:
-            deadline = min(time.monotonic() + self._lock_timeout, deadline)
-            while not lock_descriptor(fd, blocking=False):
-                if time.monotonic() > deadline:
-                    self._lock_timeout = 0.0  # who waited once in vain does not do so for each of a hundred records
-                    raise Timeout(str(self.folder / "journal.lock"))
-                time.sleep(_LOCK_PAUSE)
-            self._lock_timeout = LOCK_TIMEOUT
-            try:
+            with guarded(self.folder / "journal.lock", patience):
+                self._lock_timeout = LOCK_TIMEOUT
                 yield
-            finally:
-                unlock_descriptor(fd)  # closing does not do it where another thread forks just now
+        except Timeout:
+            self._lock_timeout = 0.0  # who waited once in vain does not do so for each of a hundred records
+            raise
+
+
+@contextmanager
+def guarded(path: Path, timeout: float) -> Iterator[None]:
+    """Hold the lock on the file *path*, made if need be.
+
+    :param timeout: seconds to wait for whoever has it.
+    :raises OSError: the file cannot be opened.
+    :raises filelock.Timeout: somebody else has it.
+    """
+    # Opened anew each time: a descriptor that threads or a forked child share would share the lock, too.
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | _NOFOLLOW, 0o600)
+    try:
+        deadline = time.monotonic() + timeout
+        while not lock_descriptor(fd, blocking=False):
+            if time.monotonic() > deadline:
+                raise Timeout(str(path))
+            time.sleep(_LOCK_PAUSE)
+        try:
+            yield
         finally:
-            os.close(fd)
+            unlock_descriptor(fd)  # closing does not do it where another thread forks just now
+    finally:
+        os.close(fd)
 
 
 def check_registry(path: Path) -> bool:

@@ -29,6 +29,7 @@ _HOW = {
     "reaper": "by the reaper",
     "recovery": "by a later run",
 }
+_UNUSED = "prefetched, unused"
 
 
 class Line(NamedTuple):
@@ -74,7 +75,9 @@ class Report:
         """Whether a session could not be confirmed to be over, or nobody can say."""
         # Without the API's list the record still tells all that this machine created; without the record, nobody does.
         no_record = self.problem is not None and not isinstance(self.problem, AnchorAPIError)
-        return bool(self.leaked or self.state.unreadable or no_record or self.interrupted)
+        # The test whose creation was lost has failed already; what was created ahead has no test to fail.
+        lost_ahead = any(one.ahead for one in self.unresolved)
+        return bool(self.leaked or lost_ahead or self.state.unreadable or no_record or self.interrupted)
 
     @property
     def settled(self) -> bool:
@@ -96,17 +99,24 @@ class Report:
         for record in self.unresolved[:SHOWN]:
             yield Line(f"UNRESOLVED {title(record)}", YELLOW)
             yield Line(f"  no answer told its id, and the API lists no such session: {why(record)}")
+        noted = [record for record in self.created if record.note]
+        for record in noted[:SHOWN]:
+            note = printable(record.note)
+            yield Line(f"NOTE {title(record)}: it is over by the API's answer, but {note}", YELLOW)
+        if len(noted) > SHOWN:
+            yield Line(f"NOTE and so are {len(noted) - SHOWN} more that the API lists otherwise", YELLOW)
         for record in self.created:
-            if record.note:
-                note = printable(record.note)
-                yield Line(f"NOTE {title(record)}: it is over by the API's answer, but {note}", YELLOW)
-            elif verbose and not record.open:
+            if verbose and not (record.note or record.open):
                 yield Line(f"{title(record)}: {'already over' if record.already else _HOW.get(record.how, 'ended')}")
         yield from self._troubles()
         for recovery in self.recovered:
             yield from _recovery_lines(recovery)
 
     def _troubles(self) -> Iterator[Line]:
+        if waited := sum(self.state.waits.values()):
+            yield Line(
+                f"{_count(len(self.state.waits), 'creation')} waited {waited:.1f} s in all for what the plan allows"
+            )
         if unreadable := self.state.unreadable:
             yield Line(
                 f"{_count(unreadable, 'line')} of the record cannot be read: sessions may be missing here",
@@ -128,13 +138,19 @@ class Report:
                 yield Line("the next run here tries again; so does: python -m pytest_anchor sweep")
 
     def _counts(self) -> str:
-        ended = Counter("already over" if r.already else _HOW.get(r.how, "ended") for r in self.created if not r.open)
-        parts = [f"{ended[how]} {how}" for how in (*_HOW.values(), "already over", "ended") if ended[how]]
+        ended = Counter(map(_became, (one for one in self.created if not one.open)))
+        parts = [f"{ended[how]} {how}" for how in (*_HOW.values(), "already over", _UNUSED, "ended") if ended[how]]
         if self.leaked:
             parts.append(f"{len(self.leaked)} leaked")
         if self.unresolved:
             parts.append(f"{len(self.unresolved)} unresolved")
         return f"{_count(len(self.created), 'session')} created" + (f": {', '.join(parts)}" if parts else "")
+
+
+def _became(record: Record) -> str:
+    if record.ahead:
+        return _UNUSED
+    return "already over" if record.already else _HOW.get(record.how, "ended")
 
 
 def teardown_section(failures: list[tuple[str, AnchorAPIError]]) -> str:

@@ -6,22 +6,31 @@ import json
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakSet
 
 from .errors import AnchorAPIError, AnchorConfigError, AnchorError, AnchorLostCreateError, AnchorRegistryError
 from .settings import KEYWORDS, check_key
 from .tags import TAG, new_nonce, new_tag, run_tag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from .api import AnchorAPI
+    from .background import Pool
+    from .limits import Limits
+    from .prefetch import Prefetch, Wanted
     from .registry import Record, Run
     from .settings import Settings
 
-END_TIMEOUT = 30.0  # seconds for an end() that a test asks for itself, retries included
+END_TIMEOUT = 30.0  # seconds for an end() that a test asks for itself, or that goes on in the background
+END_AGAIN = 2.0  # seconds between attempts to end what a teardown could not, while somebody waits for its slot
+ENDS_AT_ONCE = 16  # sessions that are ended in the background at the same time
+WORTH_TELLING = 0.1  # seconds of waiting
 
 
 class AnchorSession:
@@ -112,10 +121,17 @@ class AnchorSessionFactory:
     Safe to call from several threads.
     """
 
-    def __init__(self, owner: Owner, defaults: Mapping[str, Any], test: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        defaults: Mapping[str, Any],
+        test: Callable[[], str],
+        after_create: Callable[[], None] = lambda: None,
+    ) -> None:
         self._owner = owner
         self._defaults = defaults
         self._test = test
+        self._after_create = after_create
         self._sessions: list[AnchorSession] = []
 
     def __call__(
@@ -136,6 +152,7 @@ class AnchorSessionFactory:
         :raises TypeError: an unknown keyword, or a value that JSON has no form for; so does ValueError.
         :raises AnchorConfigError: there is no usable API key.
         :raises AnchorRegistryError: the session could not be recorded, so there is none.
+        :raises AnchorLimitError: the plan allows no further session in the time there is to wait.
         :raises AnchorLostCreateError: no usable answer came; a session may exist, and is looked for.
         :raises AnchorAPIError: the API refused, or was not reached; there is no session.
         """
@@ -145,6 +162,7 @@ class AnchorSessionFactory:
         config = merge(self._defaults, {name: value for name, value in given.items() if value is not None})
         handle = self._owner.create(config, self._test())
         self._sessions.append(handle)
+        self._after_create()
         return handle
 
     def __repr__(self) -> str:
@@ -159,20 +177,38 @@ class AnchorSessionFactory:
         left = [session for session in self._sessions if not session.ended]
         return self._owner.end(left, how="teardown", timeout=timeout) if left else {}
 
+    def close_later(self) -> None:
+        """End what is left of the factory's sessions in the background."""
+        if left := [session for session in self._sessions if not session.ended]:
+            self._owner.end_later(left)
+
 
 class Owner:
     """One process of a run that creates sessions. Nothing is opened before the first is asked for.
 
-    :param before_create: called before each creation.
+    :param before_create: called before each creation that a test asks for, in its thread.
+    :param tell: told what a test waits for, if it does so for long.
     """
 
-    def __init__(self, settings: Settings, before_create: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        before_create: Callable[[], None] = lambda: None,
+        tell: Callable[[str], None] = lambda _text: None,
+    ) -> None:
         self.settings = settings
         self._before_create = before_create
+        self._tell = tell
         self._lock = threading.RLock()
         self._run: Run | None = None
         self._api: AnchorAPI | None = None
+        self._limits: Limits | None = None
+        self._prefetch: Prefetch | None = None
+        self._ends: Pool | None = None
         self._unwatched = settings.local or not settings.reaper  # a local backend goes with its run by itself
+        self._users: WeakSet[threading.Thread] = WeakSet()
+        self._left: list[AnchorSession] = []  # that a teardown could not end
+        self._left_again = 0.0
 
     def join(self) -> Run:
         """The run's record, with this owner's lock held.
@@ -210,39 +246,110 @@ class Owner:
                 self._api = AnchorAPI(base_url, key)
             return run, self._api
 
+    @property
+    def limits(self) -> Limits:
+        """What the account allows, as far as is known; the first use asks the API for the plan's cap."""
+        with self._lock:
+            if self._limits is None:
+                from .limits import Limits, account_of, plan_cap
+
+                settings = self.settings
+                run, api = self.open()
+                self._limits = Limits(
+                    run.folder if settings.local else run.folder.parent,
+                    run.folder,
+                    settings.owner,
+                    account=account_of(api),
+                    cap=plan_cap(api, run) if settings.max_sessions is None else settings.max_sessions,
+                    timeout=settings.create_timeout,
+                )
+            return self._limits
+
     def create(self, config: Mapping[str, Any], test: str) -> AnchorSession:
-        """Record, create, record: see :class:`AnchorSessionFactory` for what is raised."""
+        """A session for *test*, new or created ahead: see :class:`AnchorSessionFactory` for what is raised."""
+        __tracebackhide__ = True
+        self._before_create()
+        self._note_user()
+        run, api = self.open()
+        self._see_to_reaper(run, api)
+        if self._prefetch is not None and (session := self._prefetch.take(config)) is not None:
+            self._give(session, test)
+            return session
+        return self._create_in_turn(config, test)
+
+    def _give(self, session: AnchorSession, test: str) -> None:
+        record = session._record
+        record.test, record.ahead = test, False
+        self.limits.use([record.nonce], "")
+        with suppress(AnchorRegistryError):  # it is recorded, as created for the test before it
+            self.join().append("taken", record.nonce, test=test)
+
+    def _create_in_turn(self, config: Mapping[str, Any], test: str) -> AnchorSession:
+        __tracebackhide__ = True
+        run = self.join()
+        waiting = self.limits.waiting(test, self._tell)
+        nonce = new_nonce(run.folder.name)
+        try:
+            while True:
+                waiting.begin(nonce, stuck=self._is_stuck, meanwhile=self._free_slots)
+                try:
+                    return self._create(nonce, config, test)
+                except AnchorAPIError as error:
+                    if error.limit is None:
+                        raise
+                    waiting.refusal = error.reason
+                    self.limits.met(nonce, waiting.began, error.limit)
+                nonce = new_nonce(run.folder.name)
+        finally:
+            if waiting.seconds >= WORTH_TELLING:
+                with suppress(AnchorRegistryError):
+                    run.append("waited", nonce, seconds=round(waiting.seconds, 3))
+
+    def _create(self, nonce: str, config: Mapping[str, Any], test: str, **marks: Any) -> AnchorSession:
+        """Record, create, record: a creation that has its turn."""
         __tracebackhide__ = True
         from .registry import Record
 
-        self._before_create()
-        run, api = self.open()
-        self._see_to_reaper(run, api)
-        nonce = new_nonce(run.folder.name)
-        config = with_tags(config, [TAG, run_tag(self.settings.run_id), new_tag(nonce)])
-        json.dumps(config, allow_nan=False)
-        run.append(
-            "intent",
+        limits = self.limits
+        try:
+            run, api = self.open()
+            config = with_tags(config, [TAG, run_tag(self.settings.run_id), new_tag(nonce)])
+            json.dumps(config, allow_nan=False)
+            run.append(
+                "intent",
+                nonce,
+                owner=self.settings.owner,
+                test=test,
+                time=time.time(),
+                base_url=api.base_url,
+                fingerprint=api.fingerprint,
+                run_id=self.settings.run_id,
+                place=run.place,
+                **marks,
+            )
+            try:
+                created = api.create(config)
+            except AnchorLostCreateError as error:
+                run.append("lost", nonce, time=time.time(), error=error.fields())
+                raise
+            except AnchorAPIError:
+                run.append("refused", nonce)
+                raise
+        except BaseException:
+            # What may live nevertheless is the sweep's; the API's own limit is what others meet then.
+            limits.let_go([nonce])
+            raise
+        limits.succeeded()
+        seal = api.seal(nonce, created.id)
+        record = Record(
             nonce,
             owner=self.settings.owner,
             test=test,
-            time=time.time(),
-            base_url=api.base_url,
-            fingerprint=api.fingerprint,
-            run_id=self.settings.run_id,
+            id=created.id,
+            seal=seal,
             place=run.place,
-        )
-        try:
-            created = api.create(config)
-        except AnchorLostCreateError as error:
-            run.append("lost", nonce, time=time.time(), error=error.fields())
-            raise
-        except AnchorAPIError:
-            run.append("refused", nonce)
-            raise
-        seal = api.seal(nonce, created.id)
-        record = Record(
-            nonce, owner=self.settings.owner, test=test, id=created.id, seal=seal, place=run.place, state="open"
+            state="open",
+            **marks,
         )
         session = AnchorSession(self, record, created.cdp_url, created.live_view_url)
         try:
@@ -261,19 +368,108 @@ class Owner:
             told = {"run_id": self.settings.run_id, "base_url": api.base_url, "key": check_key(self.settings.api_key)}
             self._unwatched = not reaper.ensure(run.folder, remove=self.settings.own_registry, **told)
 
+    def _is_stuck(self) -> bool:
+        """Whether no session of this process can be ended while the calling thread waits."""
+        with self._lock:
+            users = {one for one in self._users if one.is_alive()}
+        return users == {threading.main_thread()}
+
+    def _note_user(self) -> None:
+        with self._lock:
+            self._users.add(threading.current_thread())
+
+    def _free_slots(self) -> None:
+        """What can be done for a test that waits."""
+        if self._prefetch is not None:
+            self._prefetch.drop_ready()
+        with self._lock:
+            if not self._left or time.monotonic() < self._left_again:
+                return
+            self._left_again = time.monotonic() + END_AGAIN
+            left, self._left = self._left, []
+        self.end_later(left)
+
+    def plan(self, current: Wanted | None, coming: Sequence[Wanted]) -> None:
+        """Create ahead what the next tests will ask for; nothing is before a test has created a session.
+
+        :param current: what the test that begins will ask for; ``None`` if it needs nothing more.
+        :param coming: what those after it will.
+        """
+        if not self.settings.prefetch or self._limits is None:
+            return
+        if self._prefetch is None:
+            from .prefetch import Prefetch
+
+            create = self._create_ahead
+            end, is_crowded = self.end_later, self.limits.is_crowded
+            self._prefetch = Prefetch(self.settings.prefetch, create, lambda one: end([one]), is_crowded)
+        self._prefetch.plan(current, coming)
+
+    def _create_ahead(self, wanted: Wanted) -> AnchorSession | None:
+        limits, nonce = self.limits, new_nonce(self.join().folder.name)
+        began = limits.begin_now(nonce)
+        if began is None:
+            return None
+        try:
+            return self._create(nonce, wanted.config, wanted.test, ahead=True)
+        except AnchorAPIError as error:
+            if error.limit is None:
+                raise
+            limits.met(nonce, began, error.limit)
+            return None
+
     def end(self, sessions: list[AnchorSession], *, how: str, timeout: float) -> dict[AnchorSession, AnchorAPIError]:
         """End *sessions* within *timeout* seconds in all, and return those that failed."""
+        self._note_user()
+        return self._end(*self.open(), sessions, how, timeout)
+
+    def _end(
+        self, run: Run, api: AnchorAPI, sessions: list[AnchorSession], how: str, timeout: float
+    ) -> dict[AnchorSession, AnchorAPIError]:
         from .sweep import end_session, end_sessions
 
-        run, api = self.open()
         deadline = time.monotonic() + timeout
         if len(sessions) == 1:
             error = end_session(api, run, sessions[0]._record, how=how, deadline=deadline)
-            return {sessions[0]: error} if error else {}
-        by_nonce = {session._record.nonce: session for session in sessions}
-        records = [session._record for session in sessions]
-        failures = end_sessions(api, run, records, how=how, deadline=deadline)
-        return {by_nonce[nonce]: error for nonce, error in failures.items()}
+            failures = {sessions[0]: error} if error else {}
+        else:
+            by_nonce = {session._record.nonce: session for session in sessions}
+            records = [session._record for session in sessions]
+            failed = end_sessions(api, run, records, how=how, deadline=deadline)
+            failures = {by_nonce[nonce]: error for nonce, error in failed.items()}
+        limits = self.limits
+        limits.let_go(one._record.nonce for one in sessions if one.ended)
+        if failures and how == "teardown":
+            limits.use((one._record.nonce for one in failures), "ending")
+            with self._lock:
+                self._left += failures
+        return failures
+
+    def end_later(self, sessions: list[AnchorSession]) -> None:
+        """End *sessions* in the background; what cannot be ended stays recorded."""
+        with self._lock:
+            run, api = self._run, self._api
+            if run is None or api is None:
+                return  # it is over, and the sweep's
+            if self._ends is None:
+                from .background import Pool
+
+                self._ends = Pool(ENDS_AT_ONCE, "pytest-anchor-ends")
+        self.limits.use((one._record.nonce for one in sessions), "ending")
+        for session in sessions:
+            self._ends.submit(partial(self._end, run, api, [session], "teardown", END_TIMEOUT))
+
+    def finish(self, timeout: float) -> None:
+        """End what nobody took, and wait for the ends under way; what is left is the sweep's.
+
+        :param timeout: seconds.
+        """
+        deadline = time.monotonic() + timeout
+        if self._prefetch is not None:
+            self._prefetch.close(timeout)
+        if self._ends is not None:
+            self._ends.wait(max(deadline - time.monotonic(), 0.0))
+            self._ends.stop()
 
     def close(self) -> None:
         """Let go of the registry; what is open stays recorded."""

@@ -20,6 +20,7 @@ REGISTRY_NAME = ".pytest_anchor"
 KEYWORDS = ("session", "browser", "integrations", "identities")  # of a creation, as in POST /v1/sessions
 ON_LEAK = ("fail", "warn")
 ON_OFF = ("on", "off")
+END = ("inline", "background")
 MAX_RUN_ID = 100  # characters
 
 # What the CI services call the run of a pipeline, and the attempt at it where that has a number of its own.
@@ -48,6 +49,11 @@ class Settings:
     :param sweep_timeout: seconds that the final sweep may take.
     :param reaper: whether a process watches the run and sweeps if it is killed.
     :param own_registry: whether this is a worker that keeps its own, as it sees another disk than the controller.
+    :param sweep_at_once: sessions that it ends at the same time.
+    :param create_timeout: seconds that a creation may wait for what the plan allows.
+    :param max_sessions: sessions at once over all that share the registry; ``None`` as the plan says, 0 for no cap.
+    :param prefetch: sessions that a process creates ahead, at most.
+    :param end_in_background: whether a teardown leaves its sessions' end to the background.
     """
 
     run_id: str
@@ -61,6 +67,11 @@ class Settings:
     sweep_timeout: float
     reaper: bool
     own_registry: bool = False
+    sweep_at_once: int = 16
+    create_timeout: float = 300.0
+    max_sessions: int | None = None
+    prefetch: int = 0
+    end_in_background: bool = False
 
     def for_worker(self, owner: str, *, shares_disk: bool = True) -> dict[str, Any]:
         """The same settings for a worker, as plain built-ins.
@@ -201,6 +212,30 @@ def check_seconds(name: str, value: str) -> float:
     if not 0 < seconds < 1e6:
         raise AnchorConfigError(f"{name} takes a number of seconds above 0, not {value!r}")
     return seconds
+
+
+def check_number(name: str, value: str, least: int, most: int = 10_000) -> int:
+    """Return *value* as a whole number.
+
+    :raises AnchorConfigError: it is none, or not from *least* to *most*.
+    """
+    number = int(value) if re.fullmatch("[0-9]{1,9}", value) else -1
+    if not least <= number <= most:
+        raise AnchorConfigError(f"{name} takes a whole number from {least} to {most}, not {printable(value)!r}")
+    return number
+
+
+def check_max_sessions(name: str, value: str) -> int | None:
+    """Return the cap that *value* means: ``None`` for ``auto``, 0 for ``off``.
+
+    :raises AnchorConfigError: it means none.
+    """
+    words = {"auto": None, "off": 0}
+    if value in words:
+        return words[value]
+    if not re.fullmatch("[0-9]{1,9}", value) or not int(value):
+        raise AnchorConfigError(f"{name} takes auto, off or a whole number above 0, not {printable(value)!r}")
+    return int(value)
 
 
 def check_choice(name: str, value: str, valid: tuple[str, ...]) -> str:

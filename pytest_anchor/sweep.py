@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from contextlib import suppress
+from functools import partial
 from hmac import compare_digest
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 from .api import Ended
+from .background import Pool
 from .errors import AnchorAPIError, AnchorRegistryError
 from .registry import Record
 from .tags import new_tag, nonce_of, run_tag
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None]
 
 AT_ONCE = 16  # sessions that are ended at the same time
+LEAST_SHARE = 0.5  # seconds for ending one session, whatever the time there is for all
 LATE_WRITTEN = 100  # failures that are written down after the time is up
 
 LOST_GRACE = 10.0  # seconds after a creation was lost in which it may still turn up in the API's list
@@ -47,6 +49,7 @@ def sweep_run(
     grace: float = LOST_GRACE,
     elsewhere: bool = False,
     after_round: Callable[[], None] = lambda: None,
+    at_once: int = AT_ONCE,
 ) -> AnchorAPIError | None:
     """End everything of a run that is still open, and find what it does not know to be open.
 
@@ -59,14 +62,20 @@ def sweep_run(
     :param grace: seconds after its creation was lost in which a session may still turn up in the list.
     :param elsewhere: whether workers may have created sessions that this record does not know.
     :param after_round: called after each round.
+    :param at_once: how many are ended at the same time.
     :returns: why the API's list could not be read, if so: sessions may be missing from the record.
     """
     deadline = time.monotonic() + timeout
     if not (elsewhere or any(record.id or record.unresolved for record in run.read().records.values())):
         return None
     for pause in chain(pauses, repeat(pauses[-1])):
-        failures = end_sessions(api, run, _open(run.state), how=how, deadline=deadline, progress=progress)
-        listing = adopt_listed(api, run, run_id, how=how, deadline=deadline)
+        # Those that failed before go last: what hung may hang again.
+        todo = sorted(_open(run.state), key=lambda record: record.error is not None)
+        failures = end_sessions(
+            api, run, todo, how=how, deadline=deadline, progress=progress, at_once=at_once, again=True
+        )
+        half = (deadline - time.monotonic()) / 2 if failures else 0.0  # kept for those
+        listing = adopt_listed(api, run, run_id, how=how, deadline=deadline - half)
         state = run.read()
         after_round()
         left = _open(state)
@@ -76,7 +85,7 @@ def sweep_run(
         if all(record.nonce in failures for record in left):  # none was found just now
             worth_it = any(map(_may_pass, failures.values()))
             worth_it |= _may_pass(listing) if lost and listing else any(_may_turn_up(one, grace) for one in lost)
-            if not worth_it or time.monotonic() + pause >= deadline:
+            if not worth_it or max(time.monotonic() + pause, api.quiet_until) >= deadline:
                 break
             progress(0, len(left))
             time.sleep(pause)
@@ -157,6 +166,8 @@ def end_sessions(
     how: str,
     deadline: float,
     progress: Progress = _no_progress,
+    at_once: int = AT_ONCE,
+    again: bool = False,
 ) -> dict[str, AnchorAPIError]:
     """End the sessions of *records*, several at once, and write down what became of each.
 
@@ -165,38 +176,41 @@ def end_sessions(
 
     :param how: who ends them: ``test``, ``teardown``, ``sweep``, ``reaper`` or ``recovery``.
     :param deadline: in ``time.monotonic()`` seconds.
+    :param at_once: how many are ended at the same time.
+    :param again: whether those that fail will be tried again before *deadline*.
     :returns: the failures, by nonce. The records of the others are up to date.
     """
-    todo = deque(records)
-    waiting = {record.nonce: record for record in todo}
+    waiting = {record.nonce: record for record in records}
     total = len(waiting)
     failures: dict[str, AnchorAPIError] = {}
     changed = threading.Condition()
+    share = shares(api, total, deadline, at_once, again=again)
 
-    def work() -> None:
-        while True:
+    def work(record: Record) -> None:
+        if time.monotonic() >= deadline:
+            return
+        outcome = _ask(api, run, record, share())
+        with changed:
+            in_time = record.nonce in waiting
+        # A failure that comes too late has been written down as such; an end is good news at any time.
+        if in_time or isinstance(outcome, Ended):
+            error = _write_down(run, record, how, outcome, deadline)
             with changed:
-                if not todo:
-                    return
-                record = todo.popleft()
-            outcome = _ask(api, run, record, deadline)
-            with changed:
-                in_time = record.nonce in waiting
-            # A failure that comes too late has been written down as such; an end is good news at any time.
-            if in_time or isinstance(outcome, Ended):
-                error = _write_down(run, record, how, outcome, deadline)
-                with changed:
-                    if waiting.pop(record.nonce, None) and error is not None:
-                        failures[record.nonce] = error
-                    changed.notify()
+                if waiting.pop(record.nonce, None) and error is not None:
+                    failures[record.nonce] = error
+                changed.notify()
 
-    for _ in range(min(AT_ONCE, total)):
-        threading.Thread(target=work, name="pytest-anchor-end", daemon=True).start()
+    pool = Pool(at_once, "pytest-anchor-end")
+    try:
+        for record in list(waiting.values()):
+            pool.submit(partial(work, record))
+        with changed:
+            while waiting and (left := deadline - time.monotonic()) > 0:
+                changed.wait(min(left, 0.5))
+                progress(total - len(waiting), total)
+    finally:
+        pool.stop()
     with changed:
-        while waiting and (left := deadline - time.monotonic()) > 0:
-            changed.wait(min(left, 0.5))
-            progress(total - len(waiting), total)
-        todo.clear()
         for nonce, record in waiting.items():
             late = AnchorAPIError(f"end session {record.id}", message=_TOO_LATE)
             late.tries += record.error["tries"] if record.error else 0
@@ -208,6 +222,22 @@ def end_sessions(
         waiting.clear()
     progress(total - len(failures), total)
     return failures
+
+
+def shares(api: AnchorAPI, count: int, deadline: float, at_once: int, *, again: bool = False) -> Callable[[], float]:
+    """Spread the time there is over *count* sessions, so that those that hang leave time for the others.
+
+    :param again: whether those that fail will be tried again: then none gets more than half of the time.
+    :returns: what gives each its own deadline when it begins, in ``time.monotonic()`` seconds like *deadline*.
+    """
+    counts = iter(range(count, 0, -1))
+
+    def share() -> float:
+        now = max(time.monotonic(), api.quiet_until)
+        mine = (deadline - now) * min(1.0, at_once / next(counts)) / (2 if again else 1)
+        return min(deadline, now + max(LEAST_SHARE, mine))
+
+    return share
 
 
 def _ask(api: AnchorAPI, run: Run, record: Record, deadline: float) -> Ended | AnchorAPIError:
@@ -240,8 +270,10 @@ def _write_down(
     if isinstance(outcome, Ended):
         _note(run, record, "ended", deadline, how=how, already=outcome.already, note=outcome.note)
         return None
+    nothing_new = outcome.tries == 0 and record.error is not None
     outcome.tries += record.error["tries"] if record.error else 0
-    if isinstance(outcome, _NotOursError):  # there may be any number of them; what is wrong is on record as it is
+    # There may be any number of these; what is wrong is on record as it is.
+    if nothing_new or isinstance(outcome, _NotOursError):
         record.apply("failed", {"error": outcome.fields()})
         return outcome
     _note(run, record, "failed", deadline, error=outcome.fields())

@@ -54,6 +54,8 @@ class FaultServer:
         self.connections = 0
         self.busy = 0  # requests under way
         self.keys = {KEY}
+        self.cap: int | None = None  # what the account's plan allows at once; None: the API does not say
+        self.asked_for_cap = 0  # how often; those requests are not in the lists above, and meet no fault
         self.list_delay = 0.0  # seconds before a new session shows up in lists
         self.already_over: int | None = 401  # what DELETE answers for a session that is over; None: 200
         self.lock = threading.RLock()
@@ -189,6 +191,10 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(length)
         if len(raw) < length:  # the client died while it was sending
             self.close_connection = True
+            return
+        if parts.path == "/v1/billing":
+            state.asked_for_cap += 1
+            self.send(*(error(404) if state.cap is None else ok({"max_concurrent_browsers": state.cap})))
             return
         with state.lock:
             state.requests.append((self.command, parts.path))

@@ -265,7 +265,7 @@ def test_the_key_is_in_no_repr(api, server):
     assert KEY not in repr(api)
     assert server.url in repr(api)
     assert KEY not in repr(api._auth)
-    assert KEY not in repr(vars(api._session()))
+    assert KEY not in repr(vars(api._here().session))
 
 
 @pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,7 +100,8 @@ def next_run(here: Path, settings: Settings, quick: None) -> Callable[..., list[
 def no_reaper_is_left(tmp_path: Path) -> Iterator[None]:
     yield
     for pid in processes_in(tmp_path):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     until(lambda: not processes_in(tmp_path))
 
 

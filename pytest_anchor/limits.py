@@ -1,0 +1,518 @@
+"""How many creations may begin, and how many sessions may live, over all that share a registry and an account.
+
+One small file for each account, rewritten as a whole under a lock::
+
+    .pytest_anchor/limits-<account>.json
+
+It holds when creations began, what the API's last 429 told, who holds a slot under the cap, and
+who waits, in the order in which they asked. Whatever is wrong with it costs speed at most: the API
+keeps its own limits. What this process learned itself it knows without the file, too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, NamedTuple
+
+from filelock import Timeout
+
+from .errors import AnchorLimitError, AnchorRegistryError, printable
+from .locks import is_held, open_file, owner_lock, read_small
+from .registry import LOCK_TIMEOUT, Run, guarded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from .api import AnchorAPI
+    from .errors import Limit
+
+KNOWN_FOR = 3600.0  # seconds for which what the API told of its limits is believed
+MOST_STARTS = 200  # creations that are remembered while no quota is known
+MARGIN = 0.05  # seconds by which a request may reach the API sooner after it was sent than the one before it
+BACKOFF = 0.5  # seconds after the first 429 at least; doubled with each that follows
+MAX_BACKOFF = 30.0  # seconds
+LATE = 3.0  # seconds after which who waits and does not look again is taken for dead or stopped
+LOOK = 0.25  # seconds between looks, at most
+TOLD_AFTER = 2.0  # seconds of waiting before anything is said of it
+ASK_PLAN = 5.0  # seconds for the one question after the plan's cap
+MAX_FILE = 4 << 20  # bytes
+MAX_CAP = 100_000  # sessions
+MAX_WINDOW = 86_400.0  # seconds
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
+
+_REMEDY = "Run fewer workers, raise that limit, end sessions that are not needed, or take a larger plan."
+
+
+@dataclass
+class _Slot:
+    """A session that counts under the cap.
+
+    :param use: ``""``, or why nobody needs to wait for a test to let it go: ``ahead`` or ``ending``.
+    """
+
+    run: str
+    owner: str
+    use: str = ""
+
+    def __post_init__(self) -> None:
+        _check(_is_name(self.run) and _is_name(self.owner) and self.use in ("", "ahead", "ending"))
+
+
+@dataclass
+class _Waiter:
+    """Somebody in the queue; moments in seconds since the epoch."""
+
+    number: int
+    ticket: str
+    run: str
+    owner: str
+    test: str
+    asked: float
+    seen: float
+    cap: int = 0
+    full: bool = False  # whether it is a slot that it waits for
+    stuck: bool = False  # whether its process cannot let a slot go meanwhile
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        _check(_is_name(self.ticket) and _is_name(self.run) and _is_name(self.owner))
+        _check(all(isinstance(text, str) for text in (self.test, self.why)))
+        _check(all(map(_is_number, (self.number, self.asked, self.seen, self.cap))))
+
+    @property
+    def present(self) -> bool:
+        """Whether it still looks for its turn."""
+        return abs(time.time() - self.seen) < LATE
+
+
+@dataclass
+class _State:
+    """What the file says; moments in seconds since the epoch."""
+
+    until: float = 0.0  # no creation begins before
+    set_at: float = 0.0  # when that was written down
+    misses: int = 0  # answers of 429 since a creation succeeded
+    quota: int = 0  # creations in a window, 0 where no policy is known
+    window: float = 0.0  # seconds
+    learned: float = 0.0  # when the policy was
+    last: int = 0  # number given to who asked last
+    starts: list[float] = field(default_factory=list)
+    slots: dict[str, _Slot] = field(default_factory=dict)  # by nonce
+    queue: list[_Waiter] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, text: bytes) -> _State:
+        """What :meth:`dump` wrote.
+
+        :raises ValueError: it is something else; so do TypeError, AttributeError and RecursionError say.
+        """
+        values = json.loads(text)
+        state = cls(
+            **{
+                **values,
+                "slots": {nonce: _Slot(*slot) for nonce, slot in values["slots"].items()},
+                "queue": [_Waiter(**waiter) for waiter in values["queue"]],
+            }
+        )
+        _check(all(map(_is_number, (state.until, state.set_at, state.window, state.learned, *state.starts))))
+        _check(all(isinstance(one, int) and _is_number(one) for one in (state.misses, state.quota, state.last)))
+        _check(all(map(_is_name, state.slots)) and state.window <= MAX_WINDOW)
+        return state
+
+    def dump(self) -> bytes:
+        values = {
+            **vars(self),
+            "slots": {nonce: [slot.run, slot.owner, slot.use] for nonce, slot in self.slots.items()},
+            "queue": [asdict(waiter) for waiter in self.queue],
+        }
+        return json.dumps(values, separators=(",", ":")).encode()
+
+    def forget(self, now: float) -> None:
+        """Drop what is too old to matter, or was written by a clock that has been set back since."""
+        if not 0 <= now - self.set_at < KNOWN_FOR or self.until - self.set_at > 1.1 * KNOWN_FOR:
+            self.until, self.misses = 0.0, 0
+        if not 0 <= now - self.learned < KNOWN_FOR:
+            self.quota, self.window = 0, 0.0
+        since = now - (self.window or KNOWN_FOR) - MARGIN
+        self.starts = [one for one in self.starts if since < one <= now][-(self.quota or MOST_STARTS) :]
+        self.queue = [one for one in self.queue if abs(now - one.seen) < 10 * LATE]
+
+    @property
+    def next_start(self) -> float:
+        """When the next creation may begin, as far as the rate goes."""
+        if not self.quota or len(self.starts) < self.quota:
+            return self.until
+        return max(self.until, self.starts[-self.quota] + self.window + MARGIN)
+
+    def is_full(self, cap: int) -> bool:
+        return bool(cap) and len(self.slots) >= cap
+
+
+class _Turn(NamedTuple):
+    """How a look at the queue came out.
+
+    :param wait: seconds until it is worth to look again; ``None`` if the creation has begun.
+    :param why: what it is that has to be waited for.
+    :param full: whether that is a slot.
+    :param error: why there is no use in waiting.
+    """
+
+    wait: float | None
+    why: str = ""
+    full: bool = False
+    error: str = ""
+
+
+class Limits:
+    """One owner's view of what its account may do. Safe to use from several threads.
+
+    :param folder: where the file lies: the registry, or the run's own folder for a backend of its own.
+    :param run: the run's folder.
+    :param account: names the account; see :func:`account_of`.
+    :param cap: most sessions at once, 0 for no cap.
+    :param timeout: seconds that a creation may wait.
+    """
+
+    def __init__(self, folder: Path, run: Path, owner: str, *, account: str, cap: int, timeout: float) -> None:
+        self.cap = cap
+        self._registry = run.parent
+        self._run = run.name
+        self._owner = owner
+        self._timeout = timeout
+        self._path = folder / f"limits-{account}.json"
+        self._memory = _State()
+        self._saved = True
+        self._patience = LOCK_TIMEOUT
+        self._mutex = threading.Lock()
+        self._dead: dict[str, Run] = {}
+
+    def waiting(self, test: str, tell: Callable[[str], None]) -> Waiting:
+        """A creation that is to begin when the limits allow.
+
+        :param tell: told once what is waited for, if that takes over two seconds.
+        """
+        return Waiting(self, test, self._timeout, tell)
+
+    def begin_now(self, nonce: str) -> float | None:
+        """Count a creation that nobody waits for as begun, if it keeps nobody from anything.
+
+        :returns: when it began, in seconds since the epoch; ``None`` if it may not.
+        """
+        with self._changing() as state:
+            now = time.time()
+            state.forget(now)
+            if any(one.present for one in state.queue) or state.next_start > now or state.is_full(self.cap):
+                return None
+            self._begin(state, nonce, "ahead", now)
+        return now
+
+    def is_crowded(self) -> bool:
+        """Whether anybody waits for a session to end."""
+        return any(one.full and one.present for one in self._look().queue)
+
+    def met(self, nonce: str, began: float, limit: Limit) -> None:
+        """Take in that the API answered 429 to the creation *nonce*: there is no session, and others are to wait.
+
+        :param began: when the creation did, in seconds since the epoch.
+        """
+        with self._changing() as state:
+            now = time.time()
+            state.forget(now)
+            state.slots.pop(nonce, None)
+            state.starts = [one for one in state.starts if one != began]
+            if limit.quota and limit.window:
+                state.quota, state.window, state.learned = limit.quota, limit.window, now
+            if now >= state.until:  # the answers to what was under way at the first are no news
+                state.misses += 1
+            wait = limit.retry_after if limit.retry_after is not None else state.window
+            wait = max(wait, min(BACKOFF * 2 ** min(state.misses - 1, 10), MAX_BACKOFF))
+            if now + wait > state.until:
+                state.until = now + wait + random.uniform(0, min(0.1 * wait, 1.0))  # noqa: S311 - no secret
+                state.set_at = now
+
+    def succeeded(self) -> None:
+        """Take in that the API created a session."""
+        if self._memory.misses:
+            with self._changing() as state:
+                state.misses = 0
+
+    def use(self, nonces: Iterable[str], use: str) -> None:
+        """Say what the sessions are there for."""
+        self._change_slots(nonces, lambda state, nonce: setattr(state.slots[nonce], "use", use))
+
+    def let_go(self, nonces: Iterable[str]) -> None:
+        """Free the slots of sessions that are over, or that never came to be."""
+        self._change_slots(nonces, lambda state, nonce: state.slots.pop(nonce))
+
+    def _change_slots(self, nonces: Iterable[str], change: Callable[[_State, str], object]) -> None:
+        nonces = list(nonces)
+        if self.cap and nonces:
+            with self._changing() as state:
+                for nonce in nonces:
+                    if nonce in state.slots:
+                        change(state, nonce)
+
+    def _begin(self, state: _State, nonce: str, use: str, now: float) -> None:
+        state.starts.append(now)
+        if self.cap:
+            state.slots[nonce] = _Slot(self._run, self._owner, use)
+
+    def look(self, waiting: Waiting, nonce: str, *, stuck: bool) -> _Turn:
+        """Begin the creation *nonce* if it is its turn, else stand in the queue."""
+        with self._changing() as state:
+            now = time.time()
+            state.forget(now)
+            me = waiting.place(state, self._run, self._owner, now)
+            if state.is_full(self.cap):
+                self._free_the_dead(state)
+            full = state.is_full(self.cap)
+            before = [one for one in state.queue if one.number < me.number and one.present]
+            # Who waits for a smaller cap of his own does not hold up the others.
+            first = all(state.is_full(one.cap) and not full for one in before)
+            if first and not full and state.next_start <= now:
+                state.queue = [one for one in state.queue if one.ticket != me.ticket]
+                self._begin(state, nonce, "", now)
+                waiting.began = now
+                return _Turn(None)
+            me.cap, me.full, me.stuck, me.seen = self.cap, full, stuck and full, now
+            if state.next_start > now:
+                me.why = f"its turn: {_rate(state)}"
+            else:
+                me.why = f"a session to end: {len(state.slots)} of at most {self.cap} are open" if full else "its turn"
+            if me.ticket not in [one.ticket for one in state.queue]:
+                state.queue = sorted([*state.queue, me], key=lambda one: one.number)
+            if full and (error := self._deadlock(state, me)):
+                return _Turn(0.0, me.why, full, error)
+            wait = state.next_start - now
+            if wait > waiting.left:
+                return _Turn(
+                    0.0,
+                    me.why,
+                    full,
+                    f"the next may begin in {math.ceil(wait)} s only, and the limit that "
+                    f"--anchor-create-timeout sets leaves {waiting.left:.0f} s. {_REMEDY}",
+                )
+            return _Turn(min(max(wait, 0.02 if first else 0.05), LOOK), me.why, full)
+
+    def leave(self, ticket: str) -> None:
+        """Give up the place in the queue."""
+        with self._changing() as state:
+            state.queue = [one for one in state.queue if one.ticket != ticket]
+
+    def _deadlock(self, state: _State, me: _Waiter) -> str:
+        """Why no slot can become free while all wait, ``""`` if one can, or if another is to give way."""
+        holders = Counter((slot.run, slot.owner) for slot in state.slots.values())
+        stuck = [one for one in state.queue if one.stuck and one.present and (one.run, one.owner) in holders]
+        if any(slot.use for slot in state.slots.values()) or not holders.keys() <= {(w.run, w.owner) for w in stuck}:
+            return ""
+        if holders.keys() == {(me.run, me.owner)}:
+            return (
+                f"the test itself, or a fixture around it, holds all {self.cap} of them, "
+                "and would wait for itself: end one first, or raise --anchor-max-sessions if the plan allows more."
+            )
+        if stuck[-1].ticket != me.ticket:
+            return ""
+        tests = ", ".join(f"{printable(one.test)} [{one.owner}] holds {holders[one.run, one.owner]}" for one in stuck)
+        return f"they are held by tests that wait for each other, so this one gives way: {tests}. {_REMEDY}"
+
+    def _free_the_dead(self, state: _State) -> None:
+        """Let go the slots of processes that are dead, and whose sessions are over."""
+        alive: dict[tuple[str, str], bool] = {}
+        for nonce, slot in list(state.slots.items()):
+            who = slot.run, slot.owner
+            if who not in alive:
+                alive[who] = _is_alive(self._registry / slot.run, slot.owner)
+            if not alive[who] and self._is_over(slot.run, nonce):
+                del state.slots[nonce]
+
+    def _is_over(self, run: str, nonce: str) -> bool:
+        journal = self._dead.setdefault(run, Run(self._registry / run, self._owner))
+        if not journal.folder.is_dir():
+            return True
+        with suppress(AnchorRegistryError):
+            record = journal.read().records.get(nonce)
+            return record is None or not record.open
+        return False  # a record that cannot be read tells of no end
+
+    def holders(self) -> str:
+        """Who holds the slots, in words."""
+        held = Counter((slot.run, slot.owner, slot.use) for slot in self._look().slots.values())
+        words = {"": "", "ahead": " for the next tests", "ending": ", which could not be ended so far"}
+        return ", ".join(
+            f"{count} by {'this run' if run == self._run else 'another run'} [{owner}]{words[use]}"
+            for (run, owner, use), count in held.items()
+        )
+
+    def _look(self) -> _State:
+        with self._mutex:
+            return self._load()
+
+    @contextmanager
+    def _changing(self) -> Iterator[_State]:
+        """The state, to be changed; it is written at the end, and kept in memory where that fails."""
+        with self._mutex, ExitStack() as stack:
+            try:
+                stack.enter_context(guarded(self._path.with_suffix(".lock"), self._patience))
+            except (OSError, Timeout):
+                self._patience, self._saved = 0.0, False  # who waited once in vain does not do so each time
+            else:
+                self._patience = LOCK_TIMEOUT
+            self._memory = state = self._load()
+            yield state
+            self._saved = self._save(state)
+
+    def _load(self) -> _State:
+        return _read(self._path) if self._saved else self._memory
+
+    def _save(self, state: _State) -> bool:
+        new = self._path.with_suffix(".new")
+        try:
+            with os.fdopen(open_file(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+                file.write(state.dump())
+            new.replace(self._path)
+        except OSError:
+            return False
+        return True
+
+
+class Waiting:
+    """One creation's place in the queue, for all its attempts.
+
+    :ivar seconds: how long it has waited.
+    :ivar began: when its last attempt began, in seconds since the epoch.
+    :ivar refusal: what the API answered to it.
+    """
+
+    def __init__(self, limits: Limits, test: str, timeout: float, tell: Callable[[str], None]) -> None:
+        self.seconds = self.began = 0.0
+        self.refusal = ""
+        self._limits = limits
+        self._test = test
+        self._timeout = timeout
+        self._tell = tell
+        self._told = False
+        self._ticket = os.urandom(8).hex()
+        self._number = 0
+
+    @property
+    def left(self) -> float:
+        """Seconds for which it may go on waiting."""
+        return self._timeout - self.seconds
+
+    def place(self, state: _State, run: str, owner: str, now: float) -> _Waiter:
+        """Its place in the queue, the last if it has none."""
+        if not self._number:
+            self._number = state.last = state.last + 1
+        mine = (one for one in state.queue if one.ticket == self._ticket)
+        return next(mine, None) or _Waiter(self._number, self._ticket, run, owner, self._test, now - self.seconds, now)
+
+    def begin(self, nonce: str, *, stuck: Callable[[], bool], meanwhile: Callable[[], None]) -> None:
+        """Block until the creation *nonce* may begin, and count it as begun.
+
+        :param stuck: whether this process can let go of none of its sessions while this waits.
+        :param meanwhile: called between the looks at a cap that is reached, to free what can be freed.
+        :raises AnchorLimitError: it has waited for too long, or would.
+        """
+        __tracebackhide__ = True
+        before, start = self.seconds, time.monotonic()
+        try:
+            while (turn := self._limits.look(self, nonce, stuck=stuck())).wait is not None:
+                self.seconds = before + time.monotonic() - start
+                if turn.error or self.left <= 0:
+                    raise self._error(turn)
+                if self.seconds > TOLD_AFTER and not self._told:
+                    self._told = True
+                    self._tell(f"{self._test} waits for {turn.why}")
+                if turn.full:
+                    meanwhile()
+                time.sleep(min(turn.wait, max(self.left, 0.0)))
+        except BaseException:
+            self._limits.leave(self._ticket)
+            raise
+
+    def _error(self, turn: _Turn) -> AnchorLimitError:
+        head = f"no session was created for {printable(self._test)}: it waited {self.seconds:.0f} s for {turn.why}"
+        if self.refusal:
+            head += f" (it answered {self.refusal})"
+        if turn.error:
+            return AnchorLimitError(f"{head}; {turn.error}")
+        held = f" ({self._limits.holders()})" if turn.full else ""
+        return AnchorLimitError(
+            f"{head}{held}; --anchor-create-timeout allows no more than {self._timeout:g} s. {_REMEDY}"
+        )
+
+
+def plan_cap(api: AnchorAPI, run: Run) -> int:
+    """How many sessions the account's plan allows at once, 0 if nobody knows; the API is asked once in a run."""
+    path = run.folder / "cap"
+    with suppress(OSError, Timeout, ValueError), guarded(path.with_suffix(".lock"), 2 * ASK_PLAN):
+        if known := read_small(path):
+            return min(max(int(known), 0), MAX_CAP)
+        cap = min(api.max_sessions(deadline=time.monotonic() + ASK_PLAN) or 0, MAX_CAP)
+        with os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
+            file.write(str(cap))
+        return cap
+    return 0
+
+
+def account_of(api: AnchorAPI) -> str:
+    """What all processes call the API's account in a file's name."""
+    return sha256(f"{api.base_url}\n{api.fingerprint}".encode()).hexdigest()[:16]
+
+
+def waits_in(run: Path) -> list[str]:
+    """Who of the run in the folder *run* has waited for over two seconds, and what for; in the order of the queue."""
+    now = time.time()
+    return [
+        f"{one.test} [{one.owner}] waits for {one.why}"
+        for folder in (run.parent, run)
+        for path in sorted(folder.glob("limits-*.json"))
+        for one in _read(path).queue
+        if one.run == run.name and one.present and now - one.asked > TOLD_AFTER
+    ]
+
+
+def _read(path: Path) -> _State:
+    try:
+        with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
+            return _State.of(file.read(MAX_FILE))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return _State()
+
+
+def _rate(state: _State) -> str:
+    if not state.quota:
+        return "the API asked to wait"
+    return f"the API allows {state.quota} {'creation' if state.quota == 1 else 'creations'} in {state.window:g} s"
+
+
+def _is_alive(folder: Path, owner: str) -> bool:
+    try:
+        return is_held(owner_lock(folder, owner))
+    except OSError:
+        return True  # nobody can tell
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def _is_number(value: object, most: float = 1e12) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _check(ok: bool) -> None:  # noqa: FBT001 - an assertion that -O leaves in
+    if not ok:
+        raise ValueError("nothing that this module has written")

@@ -361,7 +361,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Any:
             plugin.owner.finish(TEARDOWN_TIMEOUT if interrupted else plugin.settings.sweep_timeout / 2)
         _hand_over(session.config, plugin)
         return result
-    hurried, result = False, None
+    hurried, result = isinstance(sys.exc_info()[1], KeyboardInterrupt), None  # a second met pytest at the first
     try:
         plugin.join()
     except KeyboardInterrupt:

@@ -293,7 +293,7 @@ def check(row: Row, suite: Suite, run: Run, *, busy: bool) -> None:
     assert "INTERNALERROR" not in run.out + run.err
     if row.reaped is not None and case.api == "fine":
         assert row.reaped < REAPED_WITHIN, "the reaper took its time"
-    if row.prompt is not None and not spent:
+    if row.prompt is not None:
         assert row.prompt < (PROMPT_WITHIN_BUSY if busy else PROMPT_WITHIN), "the prompt did not come back at once"
 
 

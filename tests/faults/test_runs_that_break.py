@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
+import threading
 from collections.abc import Callable
 
 import fault_server as faults
@@ -315,3 +317,25 @@ def test_a_record_that_cannot_be_read_fails_the_run_and_says_so(suite: Suite):
     assert not run.alive  # teardown ended it; but nobody can say that it was the only one
     assert "the sweep is incomplete: the session registry" in run.section
     assert "INTERNALERROR" not in run.out + run.err
+
+
+def test_a_second_ctrl_c_that_meets_pytest_at_the_first_gives_the_prompt_back(suite: Suite):
+    suite.server.held["DELETE"] = threading.Event()
+    suite.write(
+        "import os, signal, pytest\n"
+        "@pytest.hookimpl(trylast=True)\n"
+        "def pytest_keyboard_interrupt(): os.kill(os.getpid(), signal.SIGINT)",
+        "conftest.py",
+    )
+    suite.write(
+        "import os, signal\n"
+        "def test_it(session_anchor_session):\n"
+        "    session_anchor_session()\n"
+        "    os.kill(os.getpid(), signal.SIGINT)"
+    )
+    run = suite.run(reaper=True)
+    suite.server.held["DELETE"].set()
+    assert run.status == -signal.SIGINT
+    assert "the sweep was interrupted" in run.section
+    suite.wait_for_quiet(30)
+    suite.assert_settled()

@@ -330,6 +330,13 @@ def test_the_registry_option(run: Runner, pytester: pytest.Pytester, server: Fau
         (["-o", "anchor_reaper=1"], "--anchor-reaper takes on or off, not '1'"),
         (["--anchor-run-id=a,b"], "the run id 'a,b' must be 1 to 100 letters, digits"),
         (["-o", "anchor_run_id=a b"], "the run id 'a b' must be 1 to 100 letters, digits"),
+        (["--anchor-create-timeout=0"], "--anchor-create-timeout takes a number of seconds above 0, not '0'"),
+        (["--anchor-max-sessions=0"], "--anchor-max-sessions takes auto, off or a whole number above 0, not '0'"),
+        (["-o", "anchor_max_sessions=many"], "takes auto, off or a whole number above 0, not 'many'"),
+        (["--anchor-prefetch=-1"], "--anchor-prefetch takes a whole number from 0 to 100, not '-1'"),
+        (["-o", "anchor_prefetch=1.5"], "takes a whole number from 0 to 100, not '1.5'"),
+        (["--anchor-end=later"], "--anchor-end takes inline or background, not 'later'"),
+        (["--anchor-sweep-at-once=0"], "--anchor-sweep-at-once takes a whole number from 1 to 256, not '0'"),
         (["--anchor-local", "--anchor-base-url=https://example.com"], "exclude each other"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -422,7 +429,9 @@ def test_help(run: Runner):
     text = result.stdout.str()
     flat = " ".join(text.split())
     assert "Anchor Browser sessions (pytest-anchor); the API key is read from ANCHORBROWSER_API_KEY" in flat
-    for name in ("base-url", "registry", "on-leak", "sweep-timeout", "run-id", "reaper", "local", "chromium"):
+    sweeps = ("on-leak", "sweep-timeout", "sweep-at-once", "reaper", "run-id")
+    plan = ("create-timeout", "max-sessions", "prefetch", "end")
+    for name in ("base-url", "registry", "local", "chromium", *sweeps, *plan):
         assert f"--anchor-{name}" in text
         ini = f"anchor_{name.replace('-', '_')}"
         assert f"\n  {ini} (" in text

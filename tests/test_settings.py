@@ -12,6 +12,8 @@ from pytest_anchor.settings import (
     check_base_url,
     check_choice,
     check_key,
+    check_max_sessions,
+    check_number,
     check_run_id,
     check_seconds,
     ci_run_id,
@@ -240,6 +242,30 @@ def test_seconds(value, seconds):
 def test_what_is_no_number_of_seconds_is_refused(value):
     with pytest.raises(AnchorConfigError, match="--x takes a number of seconds above 0, not"):
         check_seconds("--x", value)
+
+
+@pytest.mark.parametrize(("value", "number"), [("0", 0), ("7", 7), ("007", 7)])
+def test_number(value, number):
+    assert check_number("--x", value, 0, 7) == number
+
+
+@pytest.mark.parametrize("value", ["", "-1", "8", "1.0", "1e1", " 1", "٣", "9" * 5000, "one", "\x1b[2J"])
+def test_what_is_no_whole_number_or_too_large_is_refused(value):
+    with pytest.raises(AnchorConfigError, match="--x takes a whole number from 0 to 7, not") as caught:
+        check_number("--x", value, 0, 7)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(("value", "cap"), [("auto", None), ("off", 0), ("1", 1), ("200", 200)])
+def test_max_sessions(value, cap):
+    assert check_max_sessions("--x", value) == cap
+
+
+@pytest.mark.parametrize("value", ["", "0", "-1", "AUTO", "on", "1.5", "None", "9" * 5000, "\x1b[2J"])
+def test_what_is_no_cap_is_refused(value):
+    with pytest.raises(AnchorConfigError, match="--x takes auto, off or a whole number above 0, not") as caught:
+        check_max_sessions("--x", value)
+    assert str(caught.value).isprintable()
 
 
 def test_choice():

@@ -9,7 +9,7 @@ from real_runs import Suite
 
 TABLE = Path(__file__).parents[2] / "docs" / "faults.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
-COLUMNS = ("end", "processes", "API", "exit status", "alive afterwards", "ended by", "reaper (s)", "prompt (s)")
+COLUMNS = ("end", "processes", "mode", "API", "exit status", "alive afterwards", "ended by", "reaper (s)", "prompt (s)")
 
 
 @pytest.fixture

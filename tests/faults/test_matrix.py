@@ -1,6 +1,7 @@
-"""Every end of a run, in one process and with a worker, while the API is well and while it is not.
+"""Every end of a run, in one process and with a worker, plain and ahead, while the API is well and while it is not.
 
-Each end meets each kind of processes every time, with one state of the API: they take turns. All cases are run with
+Each end meets each kind of processes every time, plain and ahead, with one state of the API: they take turns. All
+cases are run with
 FAULT_MATRIX=all in the environment, and with `--write-table`, which writes down in docs/faults.md what came out.
 """
 
@@ -78,6 +79,11 @@ def test_it(anchor_session):
     THE_END
 """
 
+NEXT = """
+def test_next(anchor_session):
+    create(anchor_session)
+"""
+
 
 class End(NamedTuple):
     """A way in which a run ends.
@@ -147,9 +153,15 @@ def lost(server: FaultServer) -> None:
 APIS = {"DELETE slow (8 s)": slow, "DELETE 500 (3 s)": failing, "answers lost": lost, "fine": fine}
 
 
+# How the run was told to go about its sessions.
+PLAIN, AHEAD = "plain", "ahead"
+MODES = {PLAIN: (), AHEAD: ("--anchor-prefetch=1", "--anchor-end=background")}
+
+
 class Case(NamedTuple):
     end: End
     processes: str
+    mode: str
     api: str
 
     def __str__(self) -> str:
@@ -157,11 +169,13 @@ class Case(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        return [self.end.name, self.processes, self.api]
+        return [self.end.name, self.processes, self.mode, self.api]
 
 
 CASES = {
-    group: [Case(end, processes, api) for api in APIS for end in ends for processes in end.statuses]
+    group: [
+        Case(end, processes, mode, api) for api in APIS for mode in MODES for end in ends for processes in end.statuses
+    ]
     for group, ends in GROUPS.items()
 }
 
@@ -197,7 +211,7 @@ def run_case(case: Case, parent: Path, *, busy: bool) -> Row:
     folder.mkdir()
     with FaultServer() as server:
         suite = Suite(folder, server)
-        suite.write(SUITE.replace("THE_END", case.end.does))
+        suite.write(SUITE.replace("THE_END", case.end.does) + (NEXT if case.mode == AHEAD else ""))
         arrange(case, server)
         try:
             return follow(case, suite, start(case, suite), busy=busy)
@@ -216,10 +230,11 @@ def arrange(case: Case, server: FaultServer) -> None:
 
 def start(case: Case, suite: Suite) -> subprocess.Popen[str]:
     workers, args = (0, []) if case.processes == ALONE else (1, ["--max-worker-restart=0"])
-    args += ["-s", "-p", "no:cacheprovider", *case.end.args]
+    args += ["-s", "-p", "no:cacheprovider", *MODES[case.mode], *case.end.args]
     with starting:
         process = suite.start(*args, workers=workers, reaper=True)
-        until(lambda: process.poll() is not None or suite.server.count("POST") == 2, DEADLINE)
+        creations = 3 if case.mode == AHEAD and case.end.does == "wait()" else 2
+        until(lambda: process.poll() is not None or suite.server.count("POST") >= creations, DEADLINE)
     return process
 
 
@@ -289,7 +304,8 @@ def check(row: Row, suite: Suite, run: Run, *, busy: bool) -> None:
     assert spent or run.status == case.end.statuses[case.processes], "another status"
     suite.check(run)
     suite.assert_settled()
-    assert row.ended_by.total() == 2, "an end is not accounted for"
+    created = len(suite.server.sessions) - len(suite.strangers)
+    assert row.ended_by.total() == created >= 2, "an end is not accounted for"
     assert "INTERNALERROR" not in run.out + run.err
     if row.reaped is not None and case.api == "fine":
         assert row.reaped < REAPED_WITHIN, "the reaper took its time"
@@ -307,9 +323,10 @@ def test_nothing_outlives_the_run(
     record_property("fault matrix", [list(CASES).index(group), [row.cells() for row in sorted(rows, key=in_order)]])
 
 
-def in_order(row: Row) -> tuple[int, int]:
+def in_order(row: Row) -> tuple[int, ...]:
     ends = [end for group in GROUPS.values() for end in group]
-    return ends.index(row.case.end), list(row.case.end.statuses).index(row.case.processes)
+    end, processes, mode, _ = row.case
+    return ends.index(end), list(end.statuses).index(processes), list(MODES).index(mode)
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -321,5 +338,5 @@ def test_no_end_no_kind_of_processes_and_no_state_of_the_api_is_left_out(group: 
 
 def test_the_table_in_the_docs_names_exactly_these_cases():
     lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    named = [[cell.strip() for cell in line.strip("|").split("|")][:3] for line in lines[2:]]
+    named = [[cell.strip() for cell in line.strip("|").split("|")][:4] for line in lines[2:]]
     assert sorted(named) == sorted(case.names for cases in CASES.values() for case in cases)

@@ -17,6 +17,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from pytest_anchor.api import AnchorAPI
+from pytest_anchor.limits import Limits, Waiting
 from pytest_anchor.registry import Run
 from pytest_anchor.session import Owner
 from pytest_anchor.settings import Settings, key_from_environment
@@ -25,6 +26,11 @@ TRACED: dict[CodeType, str] = {
     function.__code__: function.__qualname__
     for function in (
         Owner.create,
+        Owner._create_in_turn,
+        Owner._create,
+        Waiting.begin,
+        Limits.look,
+        Limits._save,
         Run.append,
         Run._write,
         Run._guarded.__wrapped__,

@@ -69,6 +69,7 @@ def registry(settings: Settings) -> Settings:
 
 @pytest.mark.parametrize("clean_up", [sweep, recovery])
 def test_a_kill_before_any_line_loses_nothing(server: FaultServer, api: AnchorAPI, registry: Settings, clean_up):
+    server.cap = 100_000
     stranger = server.add("pytest-anchor", "pytest-anchor:run=another")
     lines = die(registry)
     time.sleep(GRACE)  # what was sent has arrived
@@ -76,7 +77,15 @@ def test_a_kill_before_any_line_loses_nothing(server: FaultServer, api: AnchorAP
     with_session = [number for number, run in runs.items() if sessions_of(server, run)]
     assert len(server.alive) == len(with_session) + 2  # the one that did not die, and the stranger
     names = {line.split()[0] for _, line in lines}
-    assert {"Owner.create", "Run.append", "Run._write", "AnchorAPI.create", "HTTPConnection.send"} <= names
+    assert {
+        "Owner.create",
+        "Owner._create",
+        "Limits._save",
+        "Run.append",
+        "Run._write",
+        "AnchorAPI.create",
+        "HTTPConnection.send",
+    } <= names
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda run: clean_up(api, run), runs.values()))

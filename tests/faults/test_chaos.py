@@ -80,9 +80,17 @@ def disturb(random: Random, server: FaultServer) -> None:
     """Let the API fail now and then, before and after the effect."""
     probability = random.choice((0.0, 0.1, 0.3))
     some = [faults.reset, faults.lost_reset, faults.lost_truncated, faults.status(500), faults.lost_status(500)]
+    some.append(faults.status(429, RateLimit_Policy="q=9; w=1"))
+    server.cap = random.choice((None, None, 2, 6))
     for method in ("POST", "GET", "DELETE"):
         some_of_them = [*random.sample(some, 2), faults.slow(random.uniform(0.0, 1.0))]
         server.fail_always(method, faults.one_of(some_of_them, probability, random))
+
+
+def options(random: Random) -> list[str]:
+    end = random.choice(("inline", "background"))
+    patience = ["--anchor-sweep-timeout=20", "--anchor-create-timeout=4"]
+    return [*patience, f"--anchor-prefetch={random.choice((0, 1, 2))}", f"--anchor-end={end}"]
 
 
 def plan(random: Random) -> Attack | None:
@@ -123,8 +131,7 @@ def run_case(seed: int, parent: Path) -> None:
         workers = random.choice((0, 0, 0, 1, 2, 3))
         try:
             with starting:
-                args = ["-p", "no:cacheprovider", "--anchor-sweep-timeout=20"]
-                process = suite.start(*args, workers=workers, reaper=True)
+                process = suite.start("-p", "no:cacheprovider", *options(random), workers=workers, reaper=True)
                 until(lambda: server.requests or process.poll() is not None, DEADLINE)
             if planned:
                 attack(random, suite, process, planned)

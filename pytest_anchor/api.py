@@ -45,6 +45,7 @@ CONNECT_TIMEOUT = 10.0  # seconds
 CREATE_TIMEOUT = 120.0  # seconds; the call blocks until the browser is ready
 CALL_TIMEOUT = 15.0  # seconds, for ending and listing
 
+MAX_CONNECTIONS = 256  # kept alive, which is as many as --anchor-sweep-at-once allows
 MAX_ANSWER = 1 << 20  # bytes
 MAX_LIST = 64 << 20  # bytes; a session takes about 300 in a list
 MAX_RETRY_AFTER = 30.0  # seconds; a server that asks for more is asked again sooner
@@ -450,7 +451,7 @@ class AnchorAPI:
         # To loopback goes no proxy: over plain HTTP it would read the key.
         session.trust_env = urlsplit(self.base_url).scheme == "https"
         for prefix in ("https://", "http://"):
-            session.mount(prefix, _Adapter(pool_maxsize=64, max_retries=_RETRY))
+            session.mount(prefix, _Adapter(pool_maxsize=MAX_CONNECTIONS, max_retries=_RETRY))
         return _Http(session, _Pause(until), os.getpid())
 
     def _here(self) -> _Http:
@@ -467,7 +468,7 @@ class AnchorAPI:
         while (until := self.quiet_until) > (now := time.monotonic()):
             wait = until - now + random.uniform(0.0, WAKE_JITTER)  # noqa: S311 - no secret
             if now + wait >= call.deadline:
-                message = f"the API asked to wait another {until - now:.0f} s, and there is not that much time"
+                message = f"the API asked to wait another {until - now:.1f} s, and there is not that much time"
                 raise AnchorAPIError(what, status=429, message=message, remedy=_REMEDIES[429], tries=call.tries)
             time.sleep(wait)
 
@@ -499,12 +500,10 @@ class AnchorAPI:
                     stream=True,
                     **kwargs,
                 ) as response:
-                    status, date = response.status_code, response.headers.get("Date", "")
-                    told = limit_told(response.headers) if status == 429 else None
+                    told = limit_told(response.headers) if response.status_code == 429 else None
                     if told and not creates:
                         self._here().pause.extend(call.pause_after(told))
-                    body = _read(response, limit)
-                answer = _Answer(status, body, _json(body), call.tries, date, told)
+                    answer = _answer(response, limit, call.tries, told)
                 if told is None or creates or self.quiet_until >= deadline:
                     return answer
         except (
@@ -545,6 +544,11 @@ def _read(response: requests.Response, limit: int) -> bytes:
         if len(body) > limit:
             raise _TooLongError(f"an answer of more than {limit} bytes")
     return bytes(body)
+
+
+def _answer(response: requests.Response, limit: int, tries: int, told: Limit | None) -> _Answer:
+    body = _read(response, limit)
+    return _Answer(response.status_code, body, _json(body), tries, response.headers.get("Date", ""), told)
 
 
 def _json(body: bytes) -> Any:

@@ -4,7 +4,7 @@ One small file for each account, rewritten as a whole under a lock::
 
     .pytest_anchor/limits-<account>.json
 
-It holds when creations began, what the API's last 429 told, who holds a slot under the cap, and
+It holds what the API's last 429 told, when creations began since, who holds a slot under the cap, and
 who waits, in the order in which they asked. Whatever is wrong with it costs speed at most: the API
 keeps its own limits. What this process learned itself it knows without the file, too.
 """
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from .errors import Limit
 
 KNOWN_FOR = 3600.0  # seconds for which what the API told of its limits is believed
-MOST_STARTS = 200  # creations that are remembered while no quota is known
 MARGIN = 0.05  # seconds by which a request may reach the API sooner after it was sent than the one before it
 BACKOFF = 0.5  # seconds after the first 429 at least; doubled with each that follows
 MAX_BACKOFF = 30.0  # seconds
@@ -145,8 +144,8 @@ class _State:
             self.until, self.misses = 0.0, 0
         if not 0 <= now - self.learned < KNOWN_FOR:
             self.quota, self.window = 0, 0.0
-        since = now - (self.window or KNOWN_FOR) - MARGIN
-        self.starts = [one for one in self.starts if since < one <= now][-(self.quota or MOST_STARTS) :]
+        since = now - self.window - MARGIN
+        self.starts = [one for one in self.starts if since < one <= now][-self.quota :] if self.quota else []
         self.queue = [one for one in self.queue if abs(now - one.seen) < 10 * LATE]
 
     @property
@@ -191,7 +190,7 @@ class Limits:
         self._run = run.name
         self._owner = owner
         self._timeout = timeout
-        self._path = folder / f"limits-{account}.json"
+        self._path = os.fspath(folder / f"limits-{account}.json")
         self._memory = _State()
         self._saved = True
         self._patience = LOCK_TIMEOUT
@@ -265,7 +264,8 @@ class Limits:
                         change(state, nonce)
 
     def _begin(self, state: _State, nonce: str, use: str, now: float) -> None:
-        state.starts.append(now)
+        if state.quota:
+            state.starts.append(now)
         if self.cap:
             state.slots[nonce] = _Slot(self._run, self._owner, use)
 
@@ -356,35 +356,43 @@ class Limits:
         )
 
     def _look(self) -> _State:
-        with self._mutex:
-            return self._load()
+        return _read(self._path) if self._saved else self._memory
 
     @contextmanager
     def _changing(self) -> Iterator[_State]:
         """The state, to be changed; it is written at the end, and kept in memory where that fails."""
         with self._mutex, ExitStack() as stack:
+            file = None
             try:
-                stack.enter_context(guarded(self._path.with_suffix(".lock"), self._patience))
-            except (OSError, Timeout):
-                self._patience, self._saved = 0.0, False  # who waited once in vain does not do so each time
-            else:
+                file = stack.enter_context(guarded(self._path, self._patience))
                 self._patience = LOCK_TIMEOUT
-            self._memory = state = self._load()
+            except (OSError, Timeout):
+                self._patience = 0.0  # who waited once in vain does not do so each time
+            state = self._memory if file is None else _parse(os.pread(file, MAX_FILE, 0))
+            if not self._saved:
+                self._merge(state)
+            self._memory = state
             yield state
-            self._saved = self._save(state)
+            self._saved = file is not None and _write(file, state)
 
-    def _load(self) -> _State:
-        return _read(self._path) if self._saved else self._memory
+    def _merge(self, state: _State) -> None:
+        """Bring what was not written when it should have been into *state*."""
 
-    def _save(self, state: _State) -> bool:
-        new = self._path.with_suffix(".new")
-        try:
-            with os.fdopen(open_file(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
-                file.write(state.dump())
-            new.replace(self._path)
-        except OSError:
-            return False
-        return True
+        def is_own(slot: _Slot) -> bool:
+            return (slot.run, slot.owner) == (self._run, self._owner)
+
+        known = self._memory
+        if known.until > state.until:
+            state.until, state.set_at, state.misses = known.until, known.set_at, known.misses
+        if known.learned > state.learned:
+            state.quota, state.window, state.learned, state.starts = (
+                known.quota,
+                known.window,
+                known.learned,
+                known.starts,
+            )
+        others = {nonce: slot for nonce, slot in state.slots.items() if not is_own(slot)}
+        state.slots = others | {nonce: slot for nonce, slot in known.slots.items() if is_own(slot)}
 
 
 class Waiting:
@@ -484,12 +492,30 @@ def waits_in(run: Path) -> list[str]:
     ]
 
 
-def _read(path: Path) -> _State:
+def _read(path: str | os.PathLike[str]) -> _State:
     try:
         with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
-            return _State.of(file.read(MAX_FILE))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return _parse(file.read(MAX_FILE))
+    except OSError:
         return _State()
+
+
+def _parse(text: bytes) -> _State:
+    try:
+        return _State.of(text.partition(b"\n")[0])  # a kill may have left what follows
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return _State()
+
+
+def _write(file: int, state: _State) -> bool:
+    """Write *state* in one piece, so that no kill can leave half of it."""
+    text = state.dump() + b"\n"
+    try:
+        whole = os.pwrite(file, text, 0) == len(text)
+        os.ftruncate(file, len(text))
+    except OSError:
+        return False
+    return whole
 
 
 def _rate(state: _State) -> str:

@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from filelock import FileLock, Timeout, lock_descriptor, unlock_descriptor
 
 from .errors import AnchorRegistryError
-from .locks import hold, is_held, owner_lock
+from .locks import hold, is_held, open_file, owner_lock
 from .settings import REGISTRY_NAME
 from .tags import is_session_id
 
@@ -356,15 +356,15 @@ class Run:
 
 
 @contextmanager
-def guarded(path: Path, timeout: float) -> Iterator[None]:
-    """Hold the lock on the file *path*, made if need be.
+def guarded(path: str | os.PathLike[str], timeout: float) -> Iterator[int]:
+    """Hold the lock on the file *path*, made if need be; yields its descriptor, open for reading and writing.
 
     :param timeout: seconds to wait for whoever has it.
-    :raises OSError: the file cannot be opened.
+    :raises OSError: the file cannot be opened, or is no file.
     :raises filelock.Timeout: somebody else has it.
     """
     # Opened anew each time: a descriptor that threads or a forked child share would share the lock, too.
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | _NOFOLLOW, 0o600)
+    fd = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
         deadline = time.monotonic() + timeout
         while not lock_descriptor(fd, blocking=False):
@@ -372,7 +372,7 @@ def guarded(path: Path, timeout: float) -> Iterator[None]:
                 raise Timeout(str(path))
             time.sleep(_LOCK_PAUSE)
         try:
-            yield
+            yield fd
         finally:
             unlock_descriptor(fd)  # closing does not do it where another thread forks just now
     finally:

@@ -68,14 +68,18 @@ def sweep_run(
     deadline = time.monotonic() + timeout
     if not (elsewhere or any(record.id or record.unresolved for record in run.read().records.values())):
         return None
+    listing, looked = None, False
     for pause in chain(pauses, repeat(pauses[-1])):
         # Those that failed before go last: what hung may hang again.
         todo = sorted(_open(run.state), key=lambda record: record.error is not None)
         failures = end_sessions(
             api, run, todo, how=how, deadline=deadline, progress=progress, at_once=at_once, again=True
         )
-        half = (deadline - time.monotonic()) / 2 if failures else 0.0  # kept for those
-        listing = adopt_listed(api, run, run_id, how=how, deadline=deadline - half)
+        left_over = deadline - time.monotonic()
+        if left_over > 0 or not looked:
+            half = left_over / 2 if failures else 0.0  # kept for those
+            listing = adopt_listed(api, run, run_id, how=how, deadline=deadline - half)
+            looked = True
         state = run.read()
         after_round()
         left = _open(state)
@@ -227,14 +231,15 @@ def end_sessions(
 def shares(api: AnchorAPI, count: int, deadline: float, at_once: int, *, again: bool = False) -> Callable[[], float]:
     """Spread the time there is over *count* sessions, so that those that hang leave time for the others.
 
-    :param again: whether those that fail will be tried again: then none gets more than half of the time.
+    :param again: whether those that fail will be tried again: then none gets more than half of what is left.
     :returns: what gives each its own deadline when it begins, in ``time.monotonic()`` seconds like *deadline*.
     """
     counts = iter(range(count, 0, -1))
+    most = 0.5 if again else 1.0
 
     def share() -> float:
         now = max(time.monotonic(), api.quiet_until)
-        mine = (deadline - now) * min(1.0, at_once / next(counts)) / (2 if again else 1)
+        mine = (deadline - now) * min(most, at_once / next(counts))
         return min(deadline, now + max(LEAST_SHARE, mine))
 
     return share

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,13 +52,14 @@ class Teller:
 
     def _look(self, run: Path) -> None:
         while not self._over.wait(LOOK):
-            if not (self._is_time() and run.is_dir()):
+            if not (self._is_time() and os.path.isdir(run)):  # noqa: PTH112 - it may be forbidden to look
                 continue
             from .limits import waits_in
 
-            if waits := waits_in(run):
-                more = f", and {len(waits) - 1} more wait" if len(waits) > 1 else ""
-                self._write(f"{waits[0]}{more}")
+            with suppress(OSError, ValueError):  # nobody reads what the terminal shows, or a file is closed
+                if waits := waits_in(run):
+                    more = f", and {len(waits) - 1} more wait" if len(waits) > 1 else ""
+                    self._write(f"{waits[0]}{more}")
 
     def _is_time(self) -> bool:
         return time.monotonic() >= self._next

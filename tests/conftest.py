@@ -33,6 +33,7 @@ def server() -> Iterator[FaultServer]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries as ever, without the waiting."""
     monkeypatch.setattr(api_module, "_RETRY", api_module._RETRY.new(backoff_factor=0.001, backoff_jitter=0.0))
+    monkeypatch.setattr(api_module, "FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture

@@ -359,3 +359,9 @@ def trickle(head: bytes) -> Fault:
 def on(part: str, fault: Fault) -> Fault:
     """The fault for paths that contain *part*, the true answer for all others."""
     return lambda handler, act: fault(handler, act) if part in handler.path else act()
+
+
+def among(ids: Sequence[str], fault: Fault) -> Fault:
+    """The fault for paths that end with one of *ids*, the true answer for all others."""
+    some = frozenset(ids)
+    return lambda handler, act: fault(handler, act) if handler.path.rpartition("/")[2] in some else act()

@@ -1,8 +1,10 @@
 import json
 import os
 import pickle
+import random
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -18,8 +20,8 @@ from fault_server import KEY, FaultServer
 from records import NO_IDS
 
 from pytest_anchor import api as api_module
-from pytest_anchor.api import AnchorAPI, Created, Ended, Listed
-from pytest_anchor.errors import AnchorAPIError, AnchorLostCreateError
+from pytest_anchor.api import AnchorAPI, Created, Ended, Listed, limit_told
+from pytest_anchor.errors import AnchorAPIError, AnchorLostCreateError, Limit
 
 TAG = "pytest-anchor:new=inv-1"
 
@@ -416,6 +418,385 @@ def test_resets_are_not_asked_again_past_the_deadline(server):
     assert caught.value.tries == server.count("DELETE") == 2  # the first retry follows at once
 
 
+# what a 429 tells
+
+
+DAY = "Thu, 01 Jan 2026 12:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7.0),
+        ("0", 0.0),
+        (" 007 ", 7.0),
+        ("1.5", 1.5),
+        ("3600", 3600.0),
+        ("3601", None),
+        ("9" * 9, None),
+        pytest.param("9" * 5000, None, id="many digits"),
+        ("-1", None),
+        ("+1", None),
+        ("1e3", None),
+        ("nan", None),
+        ("inf", None),
+        ("0x10", None),
+        ("1_0", None),
+        ("٧", None),
+        ("5, 5", None),
+        ("5s", None),
+        ("", None),
+        ("\x00\xff", None),
+        pytest.param("x" * 1_000_000, None, id="long"),
+        ("Thu, 01 Jan 2026 12:00:10 GMT", 10.0),
+        ("Thursday, 01-Jan-26 12:00:10 GMT", 10.0),
+        ("Thu Jan  1 12:00:10 2026", 10.0),
+        ("Thu, 01 Jan 2026 12:00:00 GMT", 0.0),
+        ("Thu, 01 Jan 2026 11:59:59 GMT", None),
+        ("Thu, 01 Jan 2026 13:00:01 GMT", None),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", None),
+        ("Fri, 31 Dec 99999 23:59:59 GMT", None),
+        ("Thu, 99 Jan 2026 12:00:10 GMT", None),
+    ],
+)
+def test_retry_after(value, seconds):
+    assert limit_told({"Retry-After": value, "Date": DAY}) == Limit(seconds, None, None)
+
+
+@pytest.mark.parametrize("date", [None, "", "now", "Thu, 99 Jan 2026 12:00:00 GMT"])
+def test_without_the_answers_date_this_machines_clock_tells(date):
+    told = limit_told({"Retry-After": when(10)} | ({} if date is None else {"Date": date}))
+    assert told.retry_after == pytest.approx(10, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("header", "policy"),
+    [
+        ('"5-in-1min"; q=5; w=60; pk=:cGs9Iiw7:', (5, 60.0)),
+        ("q=5; w=60", (5, 60.0)),
+        ("5;w=60", (5, 60.0)),
+        ("w=60;q=5", (5, 60.0)),
+        ('"a";q=5;w=0.5', (5, 0.5)),
+        ('"a";q=100;w=60, "b";q=5;w=60', (5, 60.0)),
+        ('"a";q=5;w=60,"b";q=100;w=3600', (100, 3600.0)),
+        ('"a";q=10;w=120, "b";q=5;w=60', (5, 60.0)),
+        ('"a";q=7, "b";w=60', (None, None)),
+        ('"a";q=7, "b";w=1, "c";q=9;w=90', (9, 90.0)),
+        ('"x, q=1; w=9; \\", ";q=5;w=60', (5, 60.0)),
+        ("x;pk=:q1w2:;q=5;w=60", (5, 60.0)),
+        ('q="5";w=60', (None, None)),
+        ('"never closed;q=5;w=60', (None, None)),
+        ('"' * 3 + ";q=5;w=60", (None, None)),
+        ("q=0;w=60", (None, None)),
+        ("q=-5;w=60", (None, None)),
+        ("q=5.0;w=60", (None, None)),
+        ("q=100000;w=60", (100_000, 60.0)),
+        ("q=100001;w=60", (None, None)),
+        ("q=5;w=0", (None, None)),
+        ("q=5;w=-1", (None, None)),
+        ("q=5;w=nan", (None, None)),
+        ("q=5;w=1e2", (None, None)),
+        ("q=5;w=86400", (5, 86400.0)),
+        ("q=5;w=86401", (None, None)),
+        ("q=٥;w=60", (None, None)),
+        ("5", (None, None)),
+        (";;;,,,===", (None, None)),
+        ("", (None, None)),
+        ("\x00\xff\n", (None, None)),
+        pytest.param('"\\' * 2_000, (None, None), id="many quotes"),
+        pytest.param('"\\' * 1_000_000, (None, None), id="too many quotes"),
+        pytest.param("q=5;w=60," * 1_000_000, (None, None), id="too many policies"),
+    ],
+)
+def test_a_policy(header, policy):
+    before = time.monotonic()
+    assert limit_told({"RateLimit-Policy": header}) == Limit(None, *policy)
+    assert time.monotonic() - before < 2
+
+
+def test_no_header_raises():
+    dice = random.Random(4711)
+    parts = [
+        "q=",
+        "w=",
+        "5",
+        "60",
+        ";",
+        ",",
+        '"',
+        ":",
+        "\\",
+        " ",
+        "\x00",
+        "\xff",
+        "é",
+        "=",
+        "Thu, 01 Jan 2026 ",
+        "-",
+        "1e9",
+    ]
+    for _ in range(3000):
+        text = "".join(dice.choices(parts, k=dice.randrange(12)))
+        told = limit_told({"Retry-After": text, "RateLimit-Policy": text, "Date": text})
+        assert told.retry_after is None or 0 <= told.retry_after <= 3600
+        assert (told.quota is None) == (told.window is None)
+
+
+def told_by(server, api, method, headers):
+    server.fail_always(method, lambda *_: (429, headers, b""))
+    calls = {
+        "POST": lambda: api.create({}),
+        "GET": lambda: api.sessions_with_tag(TAG, deadline=later(0.2)),
+        "DELETE": lambda: api.end("abc", TAG, deadline=later(0.2)),
+    }
+    with pytest.raises(AnchorAPIError) as caught:
+        calls[method]()
+    assert caught.value.status == 429
+    return caught.value.limit
+
+
+@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+def test_every_error_of_a_429_says_what_it_told(server, quick, method):
+    headers = {"Retry-After": "12", "RateLimit-Policy": '"5-in-1min"; q=5; w=60; pk=:YWI=:'}
+    assert told_by(server, AnchorAPI(server.url, KEY), method, headers) == Limit(12.0, 5, 60.0)
+    assert told_by(server, AnchorAPI(server.url, KEY), method, {}) == Limit(None, None, None)
+
+
+def test_other_answers_tell_no_limit(server, api):
+    server.fail("POST", fs.status(402, Retry_After="5", RateLimit_Policy="q=5;w=60"))
+    with pytest.raises(AnchorAPIError) as caught:
+        api.create({})
+    assert caught.value.limit is None
+
+
+# the pause after a 429
+
+
+def together(number, call):
+    """What *number* threads that make the *call* return or raise."""
+
+    def one(n):
+        try:
+            return call(n)
+        except AnchorAPIError as error:
+            return error
+
+    with ThreadPoolExecutor(number) as pool:
+        return list(pool.map(one, range(number)))
+
+
+def test_a_429_holds_all_but_creations_back(server, api):
+    session_id = server.add(TAG)
+    server.fail("DELETE", fs.status(429, Retry_After="1"))
+    ending = threading.Thread(target=lambda: api.end(session_id, TAG, deadline=later(20)))
+    ending.start()
+    while api.quiet_until == 0:
+        time.sleep(0.001)
+    until = api.quiet_until
+    assert api.create({}).id
+    lists = together(8, lambda _: api.sessions_with_tag(TAG, deadline=later(20)))
+    assert [[one.id for one in listed] for listed in lists] == [[session_id]] * 8
+    ending.join(20)
+    assert [method for method, _ in server.requests[:2]] == ["DELETE", "POST"]
+    assert min(server.times[2:]) >= until
+    assert server.times[1] < until
+    assert session_id not in server.alive
+
+
+def test_those_who_waited_do_not_begin_at_the_same_moment(server, api, monkeypatch):
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(slept) and 1e9)
+    waits = set()
+    for _ in range(100):
+        slept.clear()
+        api._here().pause.until = 7.0
+        api._wait("x", api_module._Call(60.0, lambda _: None))
+        assert 7.0 <= slept[0] <= 7.0 + api_module.WAKE_JITTER == 7.1
+        assert len(slept) == 1
+        waits.add(round(slept[0], 2))
+    assert len(waits) > 5
+
+
+def test_each_429_of_a_call_makes_the_pause_longer():
+    for _ in range(100):
+        call = api_module._Call(60.0, lambda _: None)
+        pauses = [call.pause_after(Limit(None, None, None)) for _ in range(12)]
+        for n, pause in enumerate(pauses):
+            assert min(0.25 * 2**n, 30) <= pause <= min(0.375 * 2**n, 30)
+        assert api_module._Call(60.0, lambda _: None).pause_after(Limit(3.0, None, None)) == 3.0
+        assert api_module._Call(60.0, lambda _: None).pause_after(Limit(31.0, None, None)) == 30.0
+        assert api_module._Call(60.0, lambda _: None).pause_after(Limit(0.0, None, None)) >= 0.25
+
+
+def test_a_later_429_does_not_shorten_the_pause(server, api):
+    server.fail("GET", fs.status(429, Retry_After="20"))
+    for _ in range(2):
+        with pytest.raises(AnchorAPIError):
+            api.sessions_with_tag(TAG, deadline=later(0.3))
+    api._here().pause.extend(0.1)
+    assert api.quiet_until - time.monotonic() > 10
+
+
+def test_where_the_pause_is_longer_than_the_deadline_nothing_is_sent(server, api):
+    server.fail_always("DELETE", fs.status(429, "slow down", Retry_After="30"))
+    session_id = server.add(TAG)
+    before = time.monotonic()
+    with pytest.raises(AnchorAPIError, match="slow down"):
+        api.end(session_id, TAG, deadline=later(3))
+    with pytest.raises(AnchorAPIError, match="HTTP 429: “the API asked to wait another .*fewer workers") as caught:
+        api.end(session_id, TAG, deadline=later(3))
+    assert (caught.value.status, caught.value.tries, caught.value.limit) == (429, 0, None)
+    assert caught.value.what == f"end session {session_id}"
+    with pytest.raises(AnchorAPIError, match="could not list the run's sessions: HTTP 429"):
+        api.sessions_with_tag(TAG, deadline=later(3))
+    assert time.monotonic() - before < 2
+    assert len(server.requests) == 1
+
+
+def test_a_session_that_is_not_known_while_the_api_asks_to_wait_is_not_settled(server, api):
+    def refuse(_handler, _act):
+        api._here().pause.extend(30)  # another thread met a 429
+        return fs.error(401)
+
+    server.fail("DELETE", refuse)
+    with pytest.raises(AnchorAPIError, match="the API asked to wait") as caught:
+        api.end("abc", TAG, deadline=later(1))
+    assert (caught.value.status, caught.value.tries, len(server.requests)) == (429, 1, 1)
+    assert caught.value.what == "end session abc"
+
+
+def test_the_read_that_settles_an_end_waits_as_well(server, api):
+    session_id = server.add(TAG)
+    server.end(session_id)
+    server.fail("GET", fs.status(429, Retry_After="1"))
+    before = time.monotonic()
+    assert api.end(session_id, TAG, deadline=later(20)) == Ended(already=True)
+    assert time.monotonic() - before >= 1
+    server.fail("GET", fs.status(429, Retry_After="20", RateLimit_Policy="q=5;w=60"))
+    with pytest.raises(AnchorAPIError) as caught:
+        api.end(session_id, TAG, deadline=later(2))
+    assert (caught.value.status, caught.value.limit) == (429, Limit(20.0, 5, 60.0))
+
+
+def test_other_retries_keep_the_pause(server, api):
+    def broken(_handler, _act):
+        api._here().pause.extend(0.8)  # another thread met a 429
+        return fs.error(500)
+
+    server.fail("DELETE", broken)
+    api.end(server.add(TAG), TAG, deadline=later(20))
+    assert server.times[1] - server.times[0] >= 0.75
+    server.fail("DELETE", broken)
+    with pytest.raises(AnchorAPIError, match="the API asked to wait") as caught:
+        api.end(server.add(TAG), TAG, deadline=later(0.5))
+    assert (caught.value.tries, server.count("DELETE")) == (1, 3)
+
+
+def test_a_429_without_an_end_pauses_as_well(server, api):
+    server.fail("DELETE", fs.body(b"x" * 2_000_000, 429, Retry_After="20"))
+    with pytest.raises(AnchorAPIError, match="more than 1048576 bytes"):
+        api.end(server.add(TAG), TAG, deadline=later(2))
+    assert api.quiet_until - time.monotonic() > 10
+
+
+def test_a_creations_429_is_the_callers(server, api):
+    server.fail("POST", fs.status(429, Retry_After="20"))
+    with pytest.raises(AnchorAPIError):
+        api.create({})
+    assert api.quiet_until == 0
+    api._here().pause.extend(30)
+    api.create({})
+    assert server.count("POST") == 2
+
+
+def test_ctrl_c_gets_through_a_pause(server, api):
+    api._here().pause.extend(20)
+    timer = threading.Timer(0.2, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
+    before = time.monotonic()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        api.sessions_with_tag(TAG, deadline=later(60))
+    timer.join()
+    assert time.monotonic() - before < 10
+    assert not [text for text in frames(caught.value) if KEY in text]
+    assert server.requests == []
+
+
+def test_the_key_is_in_no_frame_after_a_429_that_repeats_it(server, api):
+    server.fail("GET", fs.body(f"no, {KEY}".encode(), 429))
+    server.fail_always("GET", fs.reset)
+    with pytest.raises(AnchorAPIError) as caught:
+        api.sessions_with_tag(TAG, deadline=later(0.8))
+    assert server.count("GET") >= 2
+    assert not [text for text in frames(caught.value) if KEY in text]
+
+
+def test_a_forked_child_keeps_the_pause(server, api):
+    api._here().pause.extend(30)
+    with api._here().pause._lock:  # as another thread might hold it
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                api._here().pause.extend(1)
+                api.sessions_with_tag(TAG, deadline=later(2))
+            except AnchorAPIError:
+                status = 0
+            finally:
+                os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert server.requests == []
+
+
+# the plan
+
+
+@pytest.mark.parametrize("most", [1, 5, 200, 10**6])
+def test_the_plans_cap(server, api, most):
+    server.cap = most
+    assert api.max_sessions(deadline=later()) == most
+
+
+@pytest.mark.parametrize("most", [None, 0, -1, True, 5.0, "5", [5], {}])
+def test_what_is_no_cap(server, api, most):
+    server.cap = most
+    assert api.max_sessions(deadline=later()) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (500, {}, b'{"data": {"max_concurrent_browsers": 5}}'),
+        (202, {}, b'{"data": {"max_concurrent_browsers": 5}}'),
+        (403, {}, b""),
+        (429, {"Retry-After": "30"}, b""),
+        (200, {}, b""),
+        (200, {}, b"<html>"),
+        (200, {}, b"[]"),
+        (200, {}, b'{"data": [5]}'),
+        (200, {}, b'{"max_concurrent_browsers": 5}'),
+        (200, {}, b"[" * 100_000),
+        (200, {}, b" " * 2_000_000),
+    ],
+)
+def test_an_answer_that_tells_no_cap(server, api, monkeypatch, answer):
+    server.cap = 5
+    monkeypatch.setattr(fs, "ok", lambda _data: answer)
+    before = time.monotonic()
+    assert api.max_sessions(deadline=later(0.5)) is None
+    assert time.monotonic() - before < 3
+
+
+def test_the_plan_is_not_waited_for(server, api, monkeypatch):
+    server.cap = 5
+    monkeypatch.setattr(fs, "ok", lambda _data: server.closing.wait(30))
+    before = time.monotonic()
+    assert api.max_sessions(deadline=later(0.2)) is None
+    assert AnchorAPI(f"http://127.0.0.1:{free_port()}", KEY).max_sessions(deadline=later(0.2)) is None
+    assert time.monotonic() - before < 3
+
+
 # ending
 
 
@@ -677,7 +1058,7 @@ def test_every_status_has_its_remedy(server, api, code, word):
         api.create({})
     expected = "looks for it by its tag" if code >= 500 else word
     assert expected in caught.value.remedy
-    server.fail_always("GET", fs.status(code))
+    server.fail_always("GET", fs.status(code, **({"Retry_After": "30"} if code == 429 else {})))
     with pytest.raises(AnchorAPIError) as caught:
         api.sessions_with_tag(TAG, deadline=later())
     assert word in caught.value.remedy

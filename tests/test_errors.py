@@ -9,6 +9,7 @@ from pytest_anchor.errors import (
     AnchorError,
     AnchorLostCreateError,
     AnchorRegistryError,
+    Limit,
     printable,
 )
 
@@ -43,6 +44,13 @@ def test_api_errors_survive_pickling_whole(kind, clone):
     assert type(again) is kind
     assert (again.what, again.fields(), str(again)) == (error.what, error.fields(), str(error))
     assert again.fields() == {"status": 500, "code": "E1", "message": "m", "remedy": "Do it.", "tries": 4}
+
+
+def test_what_a_429_tells_is_an_attribute_and_no_field():
+    error = AnchorAPIError("x", status=429, limit=Limit(1.5, 5, 60.0))
+    assert (error.limit.retry_after, error.limit.quota, error.limit.window) == (1.5, 5, 60.0)
+    assert "limit" not in error.fields()
+    assert pickle.loads(pickle.dumps(error)).limit is AnchorAPIError("x").limit is None
 
 
 @pytest.mark.parametrize("kind", [AnchorError, AnchorConfigError, AnchorRegistryError])

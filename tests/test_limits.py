@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 import time
@@ -39,7 +40,7 @@ class Registry:
 
     @property
     def state(self) -> dict:
-        return json.loads(self.file.read_text())
+        return json.loads(self.file.read_text().partition("\n")[0])
 
 
 @pytest.fixture
@@ -375,25 +376,27 @@ def test_what_is_no_file_is_neither_followed_nor_waited_for(registry, tmp_path, 
     limits = registry.owner(cap=5, timeout=5)
     target = tmp_path / "target"
     target.write_text("precious")
-    for path in (registry.file, registry.file.with_suffix(".new"), registry.file.with_suffix(".lock")):
-        if what == "fifo":
-            os.mkfifo(path)
-        elif what == "link":
-            path.symlink_to(target)
-        elif what == "folder":
-            path.mkdir()
-        else:
-            path.symlink_to("/dev/zero")
+    if what == "fifo":
+        os.mkfifo(registry.file)
+    elif what == "folder":
+        registry.file.mkdir()
+    else:
+        registry.file.symlink_to(target if what == "link" else "/dev/zero")
     begin(limits)
     limits.met("n", 0.0, Limit(0.0, None, None))
     assert waits_in(registry.folder / "inv") == []
     assert target.read_text() == "precious"
 
 
-@pytest.mark.parametrize("in_the_way", [".json", ".new", ".lock"])
-def test_what_was_learned_holds_though_it_cannot_be_written(registry, in_the_way):
+@pytest.mark.parametrize("how", ["folder", "full"])
+def test_what_was_learned_holds_though_it_cannot_be_written(registry, how, request):
     limits = registry.owner(cap=1, timeout=20)
-    registry.file.with_suffix(in_the_way).mkdir()
+    if how == "folder":
+        registry.file.mkdir()
+    else:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # Python ignores the signal that comes with it
     begin(limits, "a")
     limits.met("b", 0.0, Limit(1.0, None, None))
     limits.let_go(["a"])
@@ -404,11 +407,29 @@ def test_what_was_learned_holds_though_it_cannot_be_written(registry, in_the_way
         begin(limits, "c", stuck=True)
 
 
+def test_who_could_not_write_for_a_while_takes_his_own_slots_back_and_leaves_the_others(registry):
+    limits, other = registry.owner("gw0", cap=5), registry.owner("gw1", cap=5)
+    begin(limits, "a"), begin(other, "b")
+    hidden = registry.file.rename(registry.file.with_suffix(".hidden"))
+    registry.file.mkdir()
+    begin(limits, "c")
+    limits.let_go(["a"])
+    limits.met("x", 0.0, Limit(20.0, 5, 60.0))
+    registry.file.rmdir()
+    hidden.rename(registry.file)
+    begin(other, "d")
+    limits.let_go([])
+    limits.use(["c"], "ending")
+    assert {nonce: slot[2] for nonce, slot in registry.state["slots"].items()} == {"b": "", "c": "ending", "d": ""}
+    assert registry.state["quota"] == 5
+    assert registry.state["until"] > time.time() + 10
+
+
 def test_a_lock_that_is_never_free_is_waited_for_once(registry, monkeypatch):
     monkeypatch.setattr(limits_module, "LOCK_TIMEOUT", 0.5)
     limits = registry.owner(cap=5)
     limits._patience = 0.5
-    with limits_module.guarded(registry.file.with_suffix(".lock"), 1.0):
+    with limits_module.guarded(registry.file, 1.0):
         start = time.monotonic()
         for number in range(20):
             begin(limits, f"n{number % 5}")
@@ -461,7 +482,7 @@ def test_an_api_that_goes_on_with_429_is_not_hammered_and_given_up_in_time(serve
 def test_the_same_where_the_limits_cannot_be_written(server, settings):
     owner = Owner(replace(settings, create_timeout=3.0))
     account = account_of(owner.open()[1])
-    (settings.folder.parent / f"limits-{account}.new").mkdir()
+    (settings.folder.parent / f"limits-{account}.json").mkdir()
     server.fail_always("POST", fs.status(429))
     with pytest.raises(AnchorLimitError):
         owner.create({}, "t")

@@ -849,6 +849,33 @@ def test_nothing_more_is_sent_once_it_is_interrupted(server, environment, alive,
     assert capsys.readouterr().err.startswith("interrupted: ")
 
 
+def test_those_that_hang_leave_time_for_the_others(server, environment, alive, capsys):
+    ids = [server.add(TAG, "pytest-anchor:run=r1") for _ in range(40)]
+    server.fail_always("DELETE", fs.among(ids[:20], fs.silent))
+    assert main(["sweep", "--run-id", "r1", "--timeout", "4"]) == 1
+    assert set(alive()) == set(ids[:20])
+    out, err = capsys.readouterr()
+    assert out.count(": ended\n") == 20
+    assert err.count("no answer") == 20
+
+
+def test_those_that_hang_once_are_tried_again(server, environment, alive, capsys):
+    for _ in range(3):
+        server.add(TAG, "pytest-anchor:run=r1")
+    server.fail_always("DELETE", fs.once_each(fs.silent))
+    assert main(["sweep", "--run-id", "r1", "--timeout", "4"]) == 0
+    assert alive() == []
+
+
+def test_an_api_that_asks_to_wait_is_left_alone(server, environment, alive, capsys):
+    ids = [server.add(TAG, "pytest-anchor:run=r1") for _ in range(40)]
+    server.fail_always("DELETE", fs.status(429, Retry_After="30"))
+    assert main(["sweep", "--run-id", "r1", "--timeout", "4"]) == 1
+    assert server.count("DELETE") <= 16
+    assert server.count("GET") == 1
+    assert capsys.readouterr().err.count("HTTP 429") == len(ids) == len(alive())
+
+
 # real processes
 
 

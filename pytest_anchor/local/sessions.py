@@ -94,7 +94,8 @@ class Sessions:
 
         :raises Refused: 429, a limit is reached. The task raises it with 500 if Chromium does not start.
         """
-        if self.cap is not None and len(self._running) + len(self._starting) >= self.cap:
+        starting = sum(not task.done() for task in self._starting)
+        if self.cap is not None and len(self._running) + starting >= self.cap:
             raise Refused(429, f"Concurrent browsers limit reached: {self.cap} are running.")
         if self._rate:
             self._rate.admit()

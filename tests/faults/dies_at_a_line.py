@@ -16,8 +16,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+from pytest_anchor import limits
 from pytest_anchor.api import AnchorAPI
-from pytest_anchor.limits import Limits, Waiting
 from pytest_anchor.registry import Run
 from pytest_anchor.session import Owner
 from pytest_anchor.settings import Settings, key_from_environment
@@ -28,9 +28,10 @@ TRACED: dict[CodeType, str] = {
         Owner.create,
         Owner._create_in_turn,
         Owner._create,
-        Waiting.begin,
-        Limits.look,
-        Limits._save,
+        limits.Waiting.begin,
+        limits.Limits.look,
+        limits._write,
+        limits.Limits._begin,
         Run.append,
         Run._write,
         Run._guarded.__wrapped__,

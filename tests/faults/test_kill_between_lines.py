@@ -80,7 +80,8 @@ def test_a_kill_before_any_line_loses_nothing(server: FaultServer, api: AnchorAP
     assert {
         "Owner.create",
         "Owner._create",
-        "Limits._save",
+        "Limits.look",
+        "_write",
         "Run.append",
         "Run._write",
         "AnchorAPI.create",

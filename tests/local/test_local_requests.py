@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 from collections.abc import Callable
@@ -13,6 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from backend import Backend, until
+
+from pytest_anchor.local.config import Config
+from pytest_anchor.local.sessions import Sessions
 
 
 @pytest.mark.parametrize(
@@ -133,6 +137,18 @@ def test_limits_open_again(backends: Callable[..., Backend]):
     assert refused
     backend("DELETE", "/v1/sessions/all")
     assert until(lambda: backend("POST", "/v1/sessions").status_code == 200, within=3)
+
+
+def test_a_session_that_has_just_started_counts_once():
+    async def create_two() -> None:
+        sessions = Sessions(cap=2)
+        sessions.create(Config.parse(b"{}"))
+        await asyncio.sleep(0)
+        assert len(list(sessions.find())) == 1
+        sessions.create(Config.parse(b"{}"))
+        await sessions.close()
+
+    asyncio.run(create_two())
 
 
 def test_latencies_and_ending_at_once_from_many(backends: Callable[..., Backend]):

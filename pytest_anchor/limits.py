@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -235,7 +236,7 @@ class Limits:
                 state.quota, state.window, state.learned = limit.quota, limit.window, now
             if now >= state.until:  # the answers to what was under way at the first are no news
                 state.misses += 1
-            wait = limit.retry_after if limit.retry_after is not None else state.window
+            wait = limit.retry_after if limit.retry_after is not None else limit.window or 0.0
             wait = max(wait, min(BACKOFF * 2 ** min(state.misses - 1, 10), MAX_BACKOFF))
             if now + wait > state.until:
                 state.until = now + wait + random.uniform(0, min(0.1 * wait, 1.0))  # noqa: S311 - no secret
@@ -531,6 +532,7 @@ def _is_alive(folder: Path, owner: str) -> bool:
         return True  # nobody can tell
 
 
+@lru_cache(maxsize=4096)  # each file that is read has the same hundreds of them
 def _is_name(name: object) -> bool:
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 

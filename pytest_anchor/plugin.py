@@ -383,10 +383,10 @@ def pytest_sessionfinish(session: pytest.Session) -> Any:
 
 
 def _hand_over(config: pytest.Config, plugin: _Plugin) -> None:
-    """Tell the controller what this worker has on record, in case it cannot read it."""
+    """Tell the controller what this worker has on record, if it cannot read it."""
     records = []
     with suppress(AnchorError):
-        if "owner" in vars(plugin):
+        if plugin.settings.own_registry and "owner" in vars(plugin):
             state = plugin.owner.join().read()
             records = [vars(one) for one in state.records.values() if one.owner == plugin.settings.owner]
     config.workeroutput["pytest_anchor"] = records  # type: ignore[attr-defined]

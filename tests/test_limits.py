@@ -142,6 +142,14 @@ def test_a_policy_without_a_time_is_waited_for_as_a_window(registry):
     assert 59 < registry.state["until"] - time.time() < 62
 
 
+def test_a_429_that_tells_nothing_is_no_matter_of_a_window_known_before(registry):
+    limits = registry.owner(timeout=100)
+    limits.met("n", 0.0, Limit(0.0, 5, 60.0))
+    time.sleep(max(0.0, registry.state["until"] - time.time()) + 0.01)
+    limits.met("n", 0.0, Limit(None, None, None))
+    assert registry.state["until"] - time.time() < 10
+
+
 def test_waiting_that_would_take_too_long_is_refused_at_once(registry):
     limits = registry.owner(timeout=5)
     limits.met("n", 0.0, Limit(60.0, 5, 60.0))

@@ -21,7 +21,7 @@ ROUNDS = 15
 
 def figures() -> Iterator[Figure]:
     """Create and end through the factory against hand-written calls."""
-    with local_server() as env, tempfile.TemporaryDirectory() as folder:
+    with local_server("--cap", "1000") as env, tempfile.TemporaryDirectory() as folder:
         url, key = env["ANCHORBROWSER_BASE_URL"], env["ANCHORBROWSER_API_KEY"]
         owner = Owner(
             Settings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,15 @@ class Figure(NamedTuple):
     value: str
     aim: str
     detail: str
+
+
+class Answer(NamedTuple):
+    """What the backend answered; the moment in seconds since the epoch."""
+
+    moment: float
+    method: str
+    path: str
+    status: int
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -48,19 +58,60 @@ def paired(
 
 
 @contextmanager
-def local_server(*options: str) -> Iterator[dict[str, str]]:
-    """A browserless local backend in its own process; yields the environment that it names."""
+def local_server(*options: str, log: Path | None = None) -> Iterator[dict[str, str]]:
+    """A browserless local backend in its own process; yields the environment that it names.
+
+    :param log: where it writes down what it answers; see :func:`answers`.
+    """
+    local = ["-m", "pytest_anchor", "local"] if log is None else [str(ROOT / "benchmarks" / "logged.py"), str(log)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest_anchor", "local", "--browserless", *options],
+        [sys.executable, *local, "--browserless", *options],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert process.stdout is not None
     try:
         lines = [process.stdout.readline().strip().partition("=") for _ in range(2)]
+        # Without it, the runs would go to the real API.
+        assert [name for name, _, _ in lines] == ["ANCHORBROWSER_BASE_URL", "ANCHORBROWSER_API_KEY"], lines
         yield {name: value for name, _, value in lines}
     finally:
         process.terminate()
         process.wait()
         process.stdout.close()
+
+
+def answers(log: Path, method: str) -> list[Answer]:
+    """What the backend has answered to *method*, in that order."""
+    rows = [line.split(" ") for line in log.read_text(encoding="utf-8").splitlines()]
+    return [Answer(float(moment), verb, path, int(status)) for moment, verb, path, status in rows if verb == method]
+
+
+def start_pytest(folder: Path, env: dict[str, str], *options: str) -> subprocess.Popen[str]:
+    """Start pytest in *folder*, with the plugin, against the backend that *env* names.
+
+    Byte code is cached as on a user's machine, whatever this one is set to.
+    """
+    everything = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | env
+    return subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-q", "-p", "pytest_anchor", *options],
+        cwd=folder,
+        env={**everything, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def outcome(run: subprocess.Popen[str], status: int = 0) -> tuple[float, str]:
+    """Wait for a run that was started just now; return its seconds and what it printed.
+
+    :raises RuntimeError: its exit status is not *status*.
+    """
+    start = time.perf_counter()
+    out, _ = run.communicate()
+    if run.returncode != status:
+        raise RuntimeError(f"pytest ended with {run.returncode}:\n{out}")
+    return time.perf_counter() - start, out

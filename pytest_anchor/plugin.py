@@ -39,7 +39,6 @@ from .settings import (
     new_invocation,
 )
 from .signals import Termination
-from .tell import Teller
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from .recover import Recovery
     from .report import Report
     from .session import AnchorSessionFactory, Owner
+    from .tell import Teller
 
 TEARDOWN_TIMEOUT = 4.5  # seconds; xdist cuts an interrupted worker's teardown off after about 5
 CRASH_TIMEOUT = 20.0  # seconds for the sessions of a worker that died, while the run goes on
@@ -86,6 +86,7 @@ class _Plugin:
 
     def __init__(self, settings: Settings, config: pytest.Config, *, worker: bool) -> None:
         self.settings = settings
+        self.config = config
         self.worker = worker
         self.item: pytest.Item | None = None
         self.termination = Termination(self.active)
@@ -94,7 +95,12 @@ class _Plugin:
         self.recovery: threading.Thread | None = None
         self.recovered: list[Recovery] = []
         self.report: Report | None = None
-        self.teller = Teller(config)
+
+    @cached_property
+    def teller(self) -> Teller:
+        from .tell import Teller
+
+        return Teller(self.config)
 
     @cached_property
     def owner(self) -> Owner:
@@ -353,7 +359,8 @@ def _without_key(report: pytest.TestReport, key: str) -> None:
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> Any:
     plugin = session.config.stash[_KEY]
-    plugin.teller.close()
+    if "teller" in vars(plugin):
+        plugin.teller.close()
     if plugin.worker:
         result = yield
         if "owner" in vars(plugin):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import AnchorConfigError, printable
 
@@ -34,8 +33,7 @@ _CI = {
 }
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which every run with this plugin would pay
     """What one process of a run was told.
 
     :param run_id: names the run in the sessions' tags.
@@ -60,7 +58,7 @@ class Settings:
     folder: Path
     owner: str
     base_url: str
-    api_key: str | None = field(repr=False)
+    api_key: str | None
     local: bool
     chromium: str
     on_leak: str
@@ -73,6 +71,10 @@ class Settings:
     prefetch: int = 0
     end_in_background: bool = False
 
+    def __repr__(self) -> str:
+        shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name != "api_key")
+        return f"Settings({', '.join(shown)})"
+
     def for_worker(self, owner: str, *, shares_disk: bool = True) -> dict[str, Any]:
         """The same settings for a worker, as plain built-ins.
 
@@ -82,7 +84,7 @@ class Settings:
         :param shares_disk: whether it sees this machine's folders; if not, it keeps a registry of its own.
         """
         folder = str(self.folder) if shares_disk else self.folder.name
-        values = {**vars(self), "folder": folder, "owner": owner, "own_registry": not shares_disk}
+        values = {**self._asdict(), "folder": folder, "owner": owner, "own_registry": not shares_disk}
         if not self.local:
             del values["api_key"]
         return values

@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import fault_server as fs
@@ -462,7 +461,7 @@ def test_nothing_of_the_file_reaches_a_terminal_raw(registry):
 
 @pytest.fixture
 def patient(settings):
-    owner = Owner(replace(settings, create_timeout=20.0))
+    owner = Owner(settings._replace(create_timeout=20.0))
     yield owner
     owner.close()
 
@@ -479,7 +478,7 @@ def test_a_creation_that_meets_a_429_waits_and_succeeds(server, patient):
 
 
 def test_an_api_that_goes_on_with_429_is_not_hammered_and_given_up_in_time(server, settings):
-    owner = Owner(replace(settings, create_timeout=3.0))
+    owner = Owner(settings._replace(create_timeout=3.0))
     server.fail_always("POST", fs.status(429))
     with pytest.raises(AnchorLimitError, match="--anchor-create-timeout"):
         owner.create({}, "t")
@@ -488,7 +487,7 @@ def test_an_api_that_goes_on_with_429_is_not_hammered_and_given_up_in_time(serve
 
 
 def test_the_same_where_the_limits_cannot_be_written(server, settings):
-    owner = Owner(replace(settings, create_timeout=3.0))
+    owner = Owner(settings._replace(create_timeout=3.0))
     account = account_of(owner.open()[1])
     (settings.folder.parent / f"limits-{account}.json").mkdir()
     server.fail_always("POST", fs.status(429))
@@ -500,7 +499,7 @@ def test_the_same_where_the_limits_cannot_be_written(server, settings):
 
 def test_the_plan_is_asked_for_once_in_a_run(server, settings):
     server.cap = 7
-    owners = [Owner(replace(settings, owner=name)) for name in ("gw0", "gw1", "gw2")]
+    owners = [Owner(settings._replace(owner=name)) for name in ("gw0", "gw1", "gw2")]
     for owner in owners:
         owner.create({}, "t")
     assert {owner.limits.cap for owner in owners} == {7}
@@ -534,7 +533,7 @@ def test_a_slot_is_free_when_the_session_is_over(server, settings):
 
 def test_what_a_teardown_could_not_end_is_tried_again_by_who_waits(server, settings):
     server.cap = 1
-    owner = Owner(replace(settings, create_timeout=20.0))
+    owner = Owner(settings._replace(create_timeout=20.0))
     session = owner.create({}, "t")
     server.fail_always("DELETE", fs.for_a_while(3.0, fs.status(500)))
     assert owner.end([session], how="teardown", timeout=0.5)
@@ -545,7 +544,7 @@ def test_what_a_teardown_could_not_end_is_tried_again_by_who_waits(server, setti
 
 def test_a_thread_that_may_end_a_session_is_waited_for(server, settings):
     server.cap = 1
-    owner = Owner(replace(settings, create_timeout=20.0))
+    owner = Owner(settings._replace(create_timeout=20.0))
     created, go = [], threading.Event()
 
     def hold():
@@ -563,7 +562,7 @@ def test_a_thread_that_may_end_a_session_is_waited_for(server, settings):
 
 def test_a_wait_that_is_interrupted_leaves_the_queue(server, settings, monkeypatch):
     server.cap = 1
-    owner = Owner(replace(settings, create_timeout=20.0))
+    owner = Owner(settings._replace(create_timeout=20.0))
     owner.create({}, "t")
     monkeypatch.setattr(owner, "_is_stuck", lambda: False)
     main = threading.get_ident()

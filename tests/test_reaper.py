@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import fault_server as fs
@@ -98,7 +97,7 @@ def start(settings, monkeypatch, reapers):
     with ExitStack() as stack:
 
         def start(name="main"):
-            values = replace(settings, reaper=True).for_worker(name)
+            values = settings._replace(reaper=True).for_worker(name)
             return Process(stack.enter_context(script(OWNER, json.dumps(values))))
 
         yield start
@@ -344,7 +343,7 @@ def test_what_it_did_is_in_its_log_and_on_record(server, folder, start, reapers,
         f"{ids[1]} of t.py::x [gw7]: already over",
         "done",
     ]
-    (recovery,) = recover_all(replace(settings, folder=folder.parent / "next"))
+    (recovery,) = recover_all(settings._replace(folder=folder.parent / "next"))
     assert [record.id for record in recovery.reaped] == ids
     assert recovery.ended == []
     assert not folder.exists()
@@ -425,7 +424,7 @@ def test_its_budget_is_kept(server, settings, quick, monkeypatch, capsys):
 
 @pytest.fixture
 def unwatched(settings, quick):
-    owner = Owner(replace(settings, reaper=True))
+    owner = Owner(settings._replace(reaper=True))
     yield owner
     owner.close()
 

@@ -6,7 +6,6 @@ import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import fault_server as fs
@@ -29,7 +28,7 @@ def die(settings, quick):
     """Make a run that created sessions and died: its folder, and their ids."""
 
     def die(number=3, name="dead", **changes):
-        theirs = replace(settings, folder=settings.folder.parent / name, run_id=f"run-{name}", **changes)
+        theirs = settings._replace(folder=settings.folder.parent / name, run_id=f"run-{name}", **changes)
         owner = Owner(theirs)
         ids = [owner.create({}, f"t.py::{n}").id for n in range(number)]
         owner.close()
@@ -52,7 +51,7 @@ def recovered(settings, quick):
     """Recover as the next run does, without its pauses."""
 
     def recovered(**changes):
-        return list(recover_all(replace(settings, **changes), pauses=(0.01,), grace=0.0))
+        return list(recover_all(settings._replace(**changes), pauses=(0.01,), grace=0.0))
 
     return recovered
 
@@ -185,7 +184,7 @@ def test_without_a_key_nothing_is_ended_and_nothing_is_lost(server, die, recover
 
 
 def test_a_run_that_lives_is_left_alone(server, settings, recovered, quick):
-    owner = Owner(replace(settings, folder=settings.folder.parent / "live"))
+    owner = Owner(settings._replace(folder=settings.folder.parent / "live"))
     session = owner.create({}, "t")
     assert not is_dead(Run(owner.settings.folder, "x"))
     assert recovered() == []
@@ -262,7 +261,7 @@ def test_a_run_of_the_local_backend_recovers_nothing_of_the_cloud(server, die, r
 
 
 def test_a_copy_of_a_folder_is_left_alone(server, settings, recovered, tmp_path, quick):
-    owner = Owner(replace(settings, folder=tmp_path / "elsewhere" / "run"))
+    owner = Owner(settings._replace(folder=tmp_path / "elsewhere" / "run"))
     session = owner.create({}, "t")
     copy = settings.folder.parent / "run"
     shutil.copytree(owner.settings.folder, copy)

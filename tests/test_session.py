@@ -4,7 +4,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import MappingProxyType
@@ -172,7 +171,7 @@ def test_what_cannot_be_sent_is_not_recorded(server, owner, factory, given, kind
 
 @pytest.mark.parametrize("key", [None, "", "bad\nkey"])
 def test_without_a_usable_key_nothing_is_made(server, settings, key):
-    owner = Owner(replace(settings, api_key=key))
+    owner = Owner(settings._replace(api_key=key))
     with pytest.raises(AnchorConfigError, match="ANCHORBROWSER_API_KEY"):
         owner.create({}, "t")
     assert server.requests == []

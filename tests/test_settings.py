@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -44,7 +43,7 @@ def test_frozen_and_its_repr_hides_the_key():
     settings = some()
     assert SECRET not in repr(settings)
     assert "api.example" in repr(settings)
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         settings.owner = "gw0"  # type: ignore[misc]
 
 
@@ -68,9 +67,7 @@ def test_a_worker_that_sees_another_disk_keeps_a_registry_of_its_own(monkeypatch
 def test_a_local_key_crosses_to_the_worker(monkeypatch):
     monkeypatch.setenv("ANCHORBROWSER_API_KEY", "real")
     settings = some(local=True, base_url="", api_key="local-1")
-    assert Settings.of_worker(settings.for_worker("gw0"), Path("/elsewhere")) == dataclasses.replace(
-        settings, owner="gw0"
-    )
+    assert Settings.of_worker(settings.for_worker("gw0"), Path("/elsewhere")) == settings._replace(owner="gw0")
 
 
 def test_names_of_invocations_are_fresh():

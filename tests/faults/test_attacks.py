@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
@@ -90,7 +89,7 @@ def next_run(here: Path, settings: Settings, quick: None) -> Callable[..., list[
     """Recover as the next run in this folder does, without its pauses."""
 
     def next_run(**changes: object) -> list[Recovery]:
-        theirs = replace(settings, folder=here / ".pytest_anchor" / "next", **changes)
+        theirs = settings._replace(folder=here / ".pytest_anchor" / "next", **changes)
         return list(recover_all(theirs, pauses=(0.01,), grace=0.0))
 
     return next_run
@@ -622,7 +621,7 @@ def reap(_api: AnchorAPI, run: Run, _settings: Settings) -> None:
 
 ASKERS: list[Callable[[AnchorAPI, Run, Settings], object]] = [
     lambda api, run, _settings: sweep_run(api, run, "r1", timeout=BUDGET),
-    lambda _api, run, settings: list(recover_all(replace(settings, folder=run.folder.parent / "next"))),
+    lambda _api, run, settings: list(recover_all(settings._replace(folder=run.folder.parent / "next"))),
     lambda _api, run, _settings: main(["sweep", f"--timeout={BUDGET}", f"--registry={run.folder.parent}"]),
     lambda _api, _run, _settings: main(["sweep", f"--timeout={BUDGET}", "--run-id=r1"]),
     lambda _api, _run, _settings: main(["end", f"--timeout={BUDGET}", "abc"]),
@@ -650,7 +649,7 @@ def test_no_answer_holds_anybody_beyond_his_budget(
         run = a_dead_run(here / str(number), "dead")
         opened(server, api, run, "dead-1")
         before = time.monotonic()
-        within(10, lambda: ASKERS[number](api, run, replace(settings, sweep_timeout=BUDGET)))
+        within(10, lambda: ASKERS[number](api, run, settings._replace(sweep_timeout=BUDGET)))
         assert time.monotonic() - before < BUDGET + SLACK
 
     side_by_side(ask, range(len(ASKERS)), len(ASKERS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -31,7 +30,7 @@ GRACE = 0.3  # seconds in which a creation that was never sent may still turn up
 
 def die(settings: Settings, *numbers: int) -> list[tuple[int, str]]:
     """Let processes create sessions and die; returns the numbers and names of the lines that they did not run."""
-    told = json.dumps({**vars(settings), "folder": str(settings.folder), "api_key": None})
+    told = json.dumps({**settings._asdict(), "folder": str(settings.folder), "api_key": None})
     done = subprocess.run(
         [sys.executable, SCRIPT, told, json.dumps(numbers)],
         env=environment(ANCHORBROWSER_API_KEY=KEY),
@@ -64,7 +63,7 @@ def recovery(api: AnchorAPI, run: Run) -> None:
 
 @pytest.fixture
 def registry(settings: Settings) -> Settings:
-    return dataclasses.replace(settings, folder=settings.folder.parent)
+    return settings._replace(folder=settings.folder.parent)
 
 
 @pytest.mark.parametrize("clean_up", [sweep, recovery])
@@ -109,7 +108,7 @@ def test_the_reaper_ends_what_such_a_process_created(server: FaultServer, regist
     lines = die(registry)
     seen = [n for n, _ in lines if sessions_of(server, Run(registry.folder / f"run{n:04}", "test"))]
     chosen = [seen[0], seen[len(seen) // 2], seen[-1]]
-    watched = dataclasses.replace(registry, folder=registry.folder.parent / "watched", reaper=True)
+    watched = registry._replace(folder=registry.folder.parent / "watched", reaper=True)
     server.sessions.clear()
 
     died = time.monotonic()

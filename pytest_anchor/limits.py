@@ -201,7 +201,7 @@ class Limits:
     def waiting(self, test: str, tell: Callable[[str], None]) -> Waiting:
         """A creation that is to begin when the limits allow.
 
-        :param tell: told once what is waited for, if that takes over two seconds.
+        :param tell: told again and again what is waited for, once that has taken two seconds.
         """
         return Waiting(self, test, self._timeout, tell)
 
@@ -411,7 +411,6 @@ class Waiting:
         self._test = test
         self._timeout = timeout
         self._tell = tell
-        self._told = False
         self._ticket = os.urandom(8).hex()
         self._number = 0
 
@@ -441,8 +440,7 @@ class Waiting:
                 self.seconds = before + time.monotonic() - start
                 if turn.error or self.left <= 0:
                     raise self._error(turn)
-                if self.seconds > TOLD_AFTER and not self._told:
-                    self._told = True
+                if self.seconds > TOLD_AFTER:
                     self._tell(f"{self._test} waits for {turn.why}")
                 if turn.full:
                     meanwhile()

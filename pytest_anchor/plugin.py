@@ -88,6 +88,7 @@ class _Plugin:
         self.settings = settings
         self.config = config
         self.worker = worker
+        self.pid = os.getpid()
         self.item: pytest.Item | None = None
         self.termination = Termination(self.active)
         self.elsewhere = False  # whether workers with a registry of their own may have left sessions
@@ -525,7 +526,7 @@ def _anchor_session(
         plugin.coming.saw(request.node, anchor_session_defaults)
     factory = AnchorSessionFactory(plugin.owner, config, plugin.test, plugin.plan)
     yield factory
-    if plugin.settings.end_in_background:
+    if plugin.settings.end_in_background and os.getpid() == plugin.pid:  # a fork that a test runs in may end any time
         factory.close_later()
         return
     failures = factory.close(TEARDOWN_TIMEOUT)

@@ -220,12 +220,13 @@ def span(seconds: float) -> str:
 def title(record: Record) -> str:
     """Which session, of which test, in which worker."""
     worker = "" if record.owner in ("main", "?") else f" [{printable(record.owner, 40)}]"
-    return f"{record.id or 'a creation'} of {printable(record.test)}{worker}"
+    for_whom = "ahead of" if record.ahead else "of"
+    return f"{record.id or 'a creation'} {for_whom} {printable(record.test)}{worker}"
 
 
 def why(record: Record) -> str:
     """Why it is not known to be over."""
     if record.error is None:
-        return "it was not ended" if record.id else "the process died while it waited for the answer"
+        return "it was not ended" if record.id else "no answer had come when its run ended"
     error = AnchorAPIError("", **record.error)
     return f"{error.reason}. {error.remedy}".rstrip()

@@ -187,7 +187,7 @@ class Owner:
     """One process of a run that creates sessions. Nothing is opened before the first is asked for.
 
     :param before_create: called before each creation that a test asks for, in its thread.
-    :param tell: told what a test waits for, if it does so for long.
+    :param tell: told what a test waits for, again and again once that takes long.
     """
 
     def __init__(

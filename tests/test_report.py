@@ -98,7 +98,7 @@ def test_unresolved_creations():
         "UNRESOLVED a creation of t.py::a",
         f"{unknown}HTTP 500 code E1: “oops” (tried 8 times). Wait.",
         "UNRESOLVED a creation of t.py::a [gw1]",
-        f"{unknown}the process died while it waited for the answer",
+        f"{unknown}no answer had come when its run ended",
         "this is on record in /reg/run",
         "the next run here tries again; so does: python -m pytest_anchor sweep",
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import io
 import json
+import math
 import os
 import random
 import re
@@ -418,7 +419,9 @@ class AnchorAPI:
             return None
         data = answer.data.get("data") if isinstance(answer.data, dict) else None
         most = data.get("max_concurrent_browsers") if isinstance(data, dict) else None
-        return most if answer.status == 200 and type(most) is int and most > 0 else None
+        if answer.status != 200 or not isinstance(most, (int, float)) or isinstance(most, bool):
+            return None
+        return int(most) if 1 <= most < math.inf else None
 
     def _error(self, what: str, answer: _Answer, message: str = "") -> AnchorAPIError:
         """Translate an answer that is not a success; the API may have repeated the key in it."""
@@ -466,11 +469,10 @@ class AnchorAPI:
         """
         __tracebackhide__ = True
         while (until := self.quiet_until) > (now := time.monotonic()):
-            wait = until - now + random.uniform(0.0, WAKE_JITTER)  # noqa: S311 - no secret
-            if now + wait >= call.deadline:
+            if until + WAKE_JITTER >= call.deadline:
                 message = f"the API asked to wait another {until - now:.1f} s, and there is not that much time"
                 raise AnchorAPIError(what, status=429, message=message, remedy=_REMEDIES[429], tries=call.tries)
-            time.sleep(wait)
+            time.sleep(until - now + random.uniform(0.0, WAKE_JITTER))  # noqa: S311 - no secret
 
     def _call(
         self,
@@ -504,7 +506,7 @@ class AnchorAPI:
                     if told and not creates:
                         self._here().pause.extend(call.pause_after(told))
                     answer = _answer(response, limit, call.tries, told)
-                if told is None or creates or self.quiet_until >= deadline:
+                if told is None or creates or self.quiet_until + WAKE_JITTER >= deadline:
                     return answer
         except (
             requests.RequestException,

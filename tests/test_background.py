@@ -43,10 +43,12 @@ def test_calls_are_done_side_by_side_at_most_as_many_as_asked_for(until):
     until(lambda: threads() == 0)
 
 
-def test_one_thread_keeps_the_order():
+def test_one_thread_keeps_the_order(gate):
     pool, done = Pool(1, NAME), []
+    pool.submit(gate.wait)
     for n in range(2000):
         pool.submit(partial(done.append, n))
+    gate.set()
     assert pool.wait(30)
     assert done == list(range(2000))
 

@@ -433,6 +433,55 @@ def test_one_that_hangs_leaves_time_for_the_list(server, api, run):
     assert not server.sessions[found].alive
 
 
+def test_what_failed_waits_for_what_was_found_since(server, api, run):
+    failed = opened(server, api, run, "inv-1")
+    found = lost(server, api, run, "inv-2")
+    server.fail("DELETE", *[fs.status(500)] * 4)
+    assert swept(api, run, at_once=1, pauses=(0.01,))[0] is None
+    ended = [path.rpartition("/")[2] for method, path in server.requests if method == "DELETE"]
+    assert ended == [*[failed] * 4, found, failed]
+
+
+def test_a_system_without_threads_gets_no_more_time(server, api, run, monkeypatch):
+    start = threading.Thread.start
+
+    def start_or_fail(thread):
+        if thread.name == "pytest-anchor-end":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_fail)
+    for n in range(5):
+        opened(server, api, run, f"inv-{n}")
+    assert swept(api, run)[0] is None
+    assert server.alive == []
+    for n in range(5, 45):
+        opened(server, api, run, f"inv-{n}")
+    server.fail_always("DELETE", fs.silent)
+    server.requests.clear()
+    swept(api, run, timeout=1)
+    assert server.count("DELETE") <= 3  # each of them for half a second
+    assert len(server.alive) == 40
+
+
+def test_nothing_more_is_ended_once_it_is_interrupted(server, api, run):
+    for n in range(40):
+        opened(server, api, run, f"inv-{n}")
+    records = list(run.read().records.values())
+    server.fail_always("DELETE", fs.slow(0.05))
+
+    def interrupt(_done, _total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep.end_sessions(
+            api, run, records, how="sweep", deadline=time.monotonic() + 20, progress=interrupt, at_once=2
+        )
+    begun = server.count("DELETE")
+    time.sleep(0.4)
+    assert server.count("DELETE") <= begun + 2
+
+
 def test_a_list_that_hangs_leaves_time_for_another_try(server, api, run):
     opened(server, api, run, "inv-1")
     server.fail_always("GET", fs.silent)

@@ -30,7 +30,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# `-p pytest_anchor` and the entry point both load this module, and through it the hooks.
+# For `-p pytest_anchor` from a checkout; where the package is installed, its entry point names the plugin itself.
 pytest_plugins = ["pytest_anchor.plugin"]
 
 

@@ -182,7 +182,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.pluginmanager.is_blocked("pytest_anchor"):  # -p no:pytest_anchor came after -p pytest_anchor
-        config.pluginmanager.unregister(name=__name__)
+        config.pluginmanager.unregister(sys.modules[__name__])
         return
     config.addinivalue_line(
         "markers",
@@ -313,7 +313,7 @@ def _sweep_crashed(plugin: _Plugin, worker: str) -> None:
 
     with suppress(AnchorError):  # the final sweep meets the same, and reports it
         run, api = plugin.owner.open()
-        sweep_owner(api, run, worker, timeout=CRASH_TIMEOUT)
+        sweep_owner(api, run, worker, timeout=CRASH_TIMEOUT, at_once=plugin.settings.sweep_at_once)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -106,12 +106,13 @@ def end_session(api: AnchorAPI, run: Run, record: Record, *, how: str, deadline:
     return _write_down(run, record, how, _ask(api, run, record, deadline), deadline)
 
 
-def sweep_owner(api: AnchorAPI, run: Run, owner: str, *, timeout: float) -> None:
+def sweep_owner(api: AnchorAPI, run: Run, owner: str, *, timeout: float, at_once: int = AT_ONCE) -> None:
     """End what a dead owner left open; what fails is left to :func:`sweep_run`.
 
     Does nothing while the owner lives: a worker whose connection broke may still use its sessions.
 
     :param timeout: seconds for all together.
+    :param at_once: how many are ended at the same time.
     """
     deadline = time.monotonic() + timeout
     while run.is_alive(owner):
@@ -119,7 +120,7 @@ def sweep_owner(api: AnchorAPI, run: Run, owner: str, *, timeout: float) -> None
             return
         time.sleep(0.05)
     left = [record for record in _open(run.read()) if record.owner == owner]
-    end_sessions(api, run, left, how="sweep", deadline=deadline)
+    end_sessions(api, run, left, how="sweep", deadline=deadline, at_once=at_once)
 
 
 def write_off(run: Run) -> None:

@@ -58,7 +58,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> str:
     info = folder / "pytest_anchor-0.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pytest-anchor\nVersion: 0.0\n")
-    (info / "entry_points.txt").write_text("[pytest11]\npytest_anchor = pytest_anchor\n")
+    (info / "entry_points.txt").write_text("[pytest11]\npytest_anchor = pytest_anchor.plugin\n")
     return str(folder)
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import Any
+
+import pytest
 
 from .prefetch import Wanted
 from .session import check_keywords, merge
 from .settings import KEYWORDS
 
-if TYPE_CHECKING:
-    import pytest
-
 FIXTURE = "anchor_session"
 DEFAULTS = "anchor_session_defaults"
 LOOK_AHEAD = 100  # tests among which the next that want a session are looked for
+NODES: dict[str, type[pytest.Collector]] = {
+    "class": pytest.Class,
+    "module": pytest.Module,
+    "package": pytest.Package,
+    "session": pytest.Session,
+}
 
 
 def configuration(node: pytest.Item | pytest.Collector, suite: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,12 +42,13 @@ def configuration(node: pytest.Item | pytest.Collector, suite: Mapping[str, Any]
 
 
 class Coming:
-    """The tests that come next in this process, as far as it can tell.
+    """The tests that come next in this process, as far as it can tell; in a child that a test forks, none.
 
     :param at_most: how many that want a session.
     """
 
     def __init__(self, at_most: int) -> None:
+        self._pid = os.getpid()
         self._at_most = at_most
         self._position = -1
         self._next: pytest.Item | None = None
@@ -50,10 +58,9 @@ class Coming:
     def begins(self, item: pytest.Item, next_item: pytest.Item | None) -> None:
         """Take in that *item* begins, and that *next_item* is to follow."""
         items = item.session.items
-        expected = self._position + 1
-        if expected >= len(items) or items[expected] is not item:
-            expected = next((index for index, one in enumerate(items) if one is item), -1)
-        self._position, self._next = expected, next_item
+        places = range(self._position + 1, len(items))  # who goes back is found at the test after
+        self._position = next((place for place in places if items[place] is item), -1)
+        self._next = next_item
 
     def saw(self, item: pytest.Item | pytest.Collector, suite: Mapping[str, Any]) -> None:
         """Take in what the fixture for the suite's defaults gave to *item*."""
@@ -63,20 +70,18 @@ class Coming:
     def wanted_by(self, item: pytest.Item) -> Wanted | None:
         """What *item* asks for first, if it can be told before it runs."""
         source = _source_of_defaults(item)
-        if FIXTURE not in getattr(item, "fixturenames", ()) or source is None or source is not self._source:
+        if FIXTURE not in getattr(item, "fixturenames", ()) or source is None or source != self._source:
             return None
-        if _is_skipped(item):
-            return None
-        try:
-            return Wanted(item.nodeid, configuration(item, self._suite))
-        except TypeError:
-            return None  # the test itself will say so
+        with suppress(Exception):  # markers hold anything; the test itself will say so
+            if not _is_skipped(item):
+                return Wanted(item.nodeid, configuration(item, self._suite))
+        return None
 
     def after(self, item: pytest.Item) -> list[Wanted]:
         """What the tests after *item* will ask for, the next first."""
         first = self._position + 1
         following = item.session.items[first : first + LOOK_AHEAD]
-        if self._next is None:
+        if self._next is None or os.getpid() != self._pid:
             following = []
         elif not following or following[0] is not self._next:
             following = [self._next]  # an xdist worker's, or somebody's own order
@@ -88,19 +93,31 @@ class Coming:
 
 
 def _source_of_defaults(item: pytest.Item | pytest.Collector) -> object:
-    """Which fixture gives *item* its defaults; ``None`` where its value may be another for each test."""
-    info = getattr(item, "_fixtureinfo", None)
-    definitions = getattr(info, "name2fixturedefs", {}).get(DEFAULTS)
-    if not definitions or definitions[-1].scope == "function":
+    """What *item* has its defaults from; ``None`` where their value may be another for each test."""
+    definitions = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    if DEFAULTS not in definitions:
         return None
-    params = getattr(getattr(item, "callspec", None), "params", {})
-    return None if DEFAULTS in params else definitions[-1]
+    names, new = set(), {DEFAULTS}
+    while new:
+        names |= new
+        new = {name for one in new for fixture in definitions.get(one, ()) for name in fixture.argnames} - names
+    if not names.isdisjoint(getattr(getattr(item, "callspec", None), "params", ())):
+        return None
+    fixture = definitions[DEFAULTS][-1]
+    node = item.getparent(NODES[fixture.scope]) if fixture.scope in NODES else None
+    return node and (fixture, node)
 
 
 def _is_skipped(item: pytest.Item) -> bool:
     """Whether *item* is surely not run."""
     return (
         item.get_closest_marker("skip") is not None
-        or any(mark.args[:1] == (True,) for mark in item.iter_markers("skipif"))
-        or any(mark.kwargs.get("run") is False for mark in item.iter_markers("xfail"))
+        or any(map(_applies, item.iter_markers("skipif")))
+        or any(mark.kwargs.get("run") is False and _applies(mark) for mark in item.iter_markers("xfail"))
     )
+
+
+def _applies(mark: pytest.Mark) -> bool:
+    """Whether one of the conditions of *mark* surely holds; a text, which pytest evaluates, may not."""
+    conditions = [mark.kwargs["condition"]] if "condition" in mark.kwargs else mark.args
+    return not conditions or any(not isinstance(one, str) and one for one in conditions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections import Counter
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 MAX_AGE = 120.0  # seconds for which a session is kept for whom it was made
 LEAST_AGE = 5.0  # seconds; what may be kept for less is not worth it
 IDLE_TIMEOUT, MAX_DURATION = 5.0, 20.0  # minutes; Anchor's defaults
+MISSES = 2  # tests in a row that asked for something else, after which an expectation is no longer believed
 LOOK = 0.5  # seconds between looks at whether what is ready may be kept
+PATIENCE = 20.0  # seconds for which a test waits for a creation under way; more where they take half as long
 
 
 class Wanted(NamedTuple):
@@ -36,7 +39,7 @@ class _Ahead:
     def __init__(self, wanted: Wanted, key: str) -> None:
         self.wanted = wanted
         self.key = key
-        self.begun = False
+        self.begun = 0.0  # in ``time.monotonic()`` seconds
         self.done = False
         self.dropped = False
         self.session: AnchorSession | None = None
@@ -44,7 +47,7 @@ class _Ahead:
 
 
 class Prefetch:
-    """What one process has created ahead.
+    """What one process has created ahead; a child that is forked from it has no part in that.
 
     :param at_most: how many at a time.
     :param create: creates one, in a thread of its own; ``None`` where it may not now. Where it raises, nothing more
@@ -60,6 +63,7 @@ class Prefetch:
         end: Callable[[AnchorSession], object],
         is_crowded: Callable[[], bool],
     ) -> None:
+        self._pid = os.getpid()
         self._at_most = at_most
         self._create = create
         self._end = end
@@ -67,7 +71,11 @@ class Prefetch:
         self._changed = threading.Condition()
         self._ahead: list[_Ahead] = []
         self._creating = 0
+        self._patience = PATIENCE
         self._refused = {""}  # keys of what nothing is to be made of
+        self._expected = ""  # key of what the test that runs is to ask for
+        self._asked: set[str] = set()  # keys of what it has asked for
+        self._misses: Counter[str] = Counter()  # by the key of what was expected
         self._closed = False
         self._creations = Pool(at_most, "pytest-anchor-ahead")
         self._keeper = Pool(1, "pytest-anchor-keeper")
@@ -79,44 +87,54 @@ class Prefetch:
             own, unless that is there already.
         :param coming: what the tests after it will ask for, the next first.
         """
+        if self._is_child:
+            return
         with self._changed:
             if self._closed:
                 return
-            missing = Counter(key for one in coming[: self._at_most] if (key := _key(one.config)) not in self._refused)
             own = _key(current.config) if current else ""
-            served = not own
+            if current is not None:
+                self._learn(own)
+            missing = Counter(key for one in coming[: self._at_most] if self._is_worth(key := _key(one.config)))
+            there = {one.key for one in self._ahead}
+            missing[own] += own in there
             for one in list(self._ahead):
-                if one.key == own and not served:
-                    served = True
-                elif missing[one.key]:
+                if missing[one.key]:
                     missing[one.key] -= 1
                 else:
                     self._drop(one)
-            if not served:
+            if current is not None and own not in there:
                 return
-            for wanted in coming[: self._at_most]:
+            new: list[_Ahead] = []
+            for wanted in reversed(coming[: self._at_most]):  # what is there already is for the first
                 key = _key(wanted.config)
                 if missing[key]:
                     missing[key] -= 1
-                    one = _Ahead(wanted, key)
-                    self._ahead.append(one)
-                    self._creations.submit(partial(self._make, one))
+                    new.insert(0, _Ahead(wanted, key))
+            self._ahead += new
+            for one in new:
+                self._creations.submit(partial(self._make, one, threading.get_ident()))
 
     def take(self, config: Mapping[str, Any]) -> AnchorSession | None:
         """A session with this *config*, if one is ready or under way; it belongs to the caller."""
+        key = _key(config)
+        if self._is_child:
+            return None
         with self._changed:
-            key = _key(config)
-            same = [one for one in self._ahead if one.key == key]
-            begun = sorted((one for one in same if one.begun), key=lambda one: not one.done)
-            if not begun:
-                for one in same[:1]:
-                    self._drop(one)  # the caller's own request is as fast
+            self._asked.add(key)
+            self._drop_old()
+            same = sorted((one for one in self._ahead if one.key == key), key=lambda one: (not one.done, not one.begun))
+            if not same:
                 return None
-            one = begun[0]
+            one = same[0]
             self._ahead.remove(one)
             try:
                 while not one.done:
-                    self._changed.wait(LOOK)
+                    left = one.begun + self._patience - time.monotonic()
+                    if left <= 0 or not one.begun:
+                        self._drop(one)  # the caller's own request is as fast
+                        return None
+                    self._changed.wait(left)
             except BaseException:
                 self._drop(one)
                 raise
@@ -124,6 +142,8 @@ class Prefetch:
 
     def drop_ready(self) -> None:
         """End what nobody has taken yet: somebody needs the slots more."""
+        if self._is_child:
+            return
         with self._changed:
             for one in [one for one in self._ahead if one.done]:
                 self._drop(one)
@@ -133,6 +153,8 @@ class Prefetch:
 
         :param timeout: seconds to wait for what is under way; the rest is on record.
         """
+        if self._is_child:
+            return
         deadline = time.monotonic() + timeout
         with self._changed:
             self._closed = True
@@ -140,6 +162,27 @@ class Prefetch:
                 self._drop(one)
             while self._creating and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
+
+    @property
+    def _is_child(self) -> bool:
+        return os.getpid() != self._pid
+
+    def _learn(self, expected: str) -> None:
+        """Take in whether the test before has asked for what was expected, and what to expect of the next."""
+        if self._expected and self._asked:
+            if self._expected in self._asked:
+                del self._misses[self._expected]  # a Counter: it need not be there
+            else:
+                self._misses[self._expected] += 1
+        self._expected = expected
+        self._asked.clear()
+
+    def _is_worth(self, key: str) -> bool:
+        return key not in self._refused and self._misses[key] < MISSES
+
+    def _drop_old(self) -> None:
+        for one in [one for one in self._ahead if one.done and time.monotonic() > one.good_until]:
+            self._drop(one)
 
     def _drop(self, one: _Ahead) -> None:
         if one in self._ahead:
@@ -149,15 +192,18 @@ class Prefetch:
         if one.session is not None:
             self._end(one.session)
 
-    def _make(self, one: _Ahead) -> None:
+    def _make(self, one: _Ahead, planner: int) -> None:
         with self._changed:
+            if threading.get_ident() == planner:  # no thread could be started, and a test must not wait for this
+                self._drop(one)
             if one.dropped:
                 return
-            one.begun = True
+            one.begun = time.monotonic()
             self._creating += 1
         session = None
         try:
             session = self._create(one.wanted)
+            self._patience = max(self._patience, 2 * (time.monotonic() - one.begun))
         except Exception:
             with self._changed:
                 self._refused.add(one.key)
@@ -177,21 +223,19 @@ class Prefetch:
     def _keep(self) -> None:
         """Look after what is ready, until nothing is."""
         while True:
-            crowded = self._is_crowded()
+            if self._is_crowded():
+                self.drop_ready()
             with self._changed:
-                ready = [one for one in self._ahead if one.done]
-                for one in ready:
-                    if crowded or time.monotonic() > one.good_until:
-                        self._drop(one)
-                if not ready:
+                self._drop_old()
+                if not any(one.done for one in self._ahead):
                     return
                 self._changed.wait(LOOK)
 
 
 def _key(config: Mapping[str, Any]) -> str:
     """What two configurations have in common if they are equal, ``""`` for one that nothing is made of ahead."""
-    with suppress(TypeError, ValueError, RecursionError):
-        if _age(config) >= LEAST_AGE:
+    with suppress(TypeError, ValueError, OverflowError, RecursionError):
+        if _age(config) >= LEAST_AGE and not _has_profile(config):
             return json.dumps(config, sort_keys=True, allow_nan=False)
     return ""
 
@@ -207,3 +251,9 @@ def _age(config: Mapping[str, Any]) -> float:
             return 0.0
         ages += [minutes * 60 / part] if minutes >= 0 else []  # -1 is no limit
     return min(ages)
+
+
+def _has_profile(config: Mapping[str, Any]) -> bool:
+    """Whether a session begins with what one before it saves at its end."""
+    browser = config.get("browser")
+    return isinstance(browser, dict) and bool(browser.get("profile"))

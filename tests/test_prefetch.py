@@ -171,7 +171,14 @@ def test_ctrl_c_while_a_test_waits(bench, until):
     one.gate.clear()
     one.prefetch.plan(None, wanted("a"))
     until(lambda: one.begun)
-    threading.Timer(0.2, signal.pthread_kill, [threading.get_ident(), signal.SIGINT]).start()
+    main = threading.get_ident()
+
+    def interrupt():
+        until(lambda: not one.prefetch._ahead)  # it has been taken
+        time.sleep(0.2)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         one.prefetch.take({})
     one.gate.set()

@@ -103,8 +103,9 @@ def test_tries_add_up_when_time_is_up(server, api, run):
     server.fail_always("DELETE", fs.silent)
     records = list(run.read().records.values())
     failures = end_sessions(api, run, records, how="sweep", deadline=time.monotonic() + 0.2)
-    assert [error.tries for error in failures.values()] == [8, 8]
-    assert {record.error["tries"] for record in Run(run.folder, "x").read().records.values()} == {8}
+    tries = [error.tries for error in failures.values()]
+    assert tries == [record.error["tries"] for record in Run(run.folder, "x").read().records.values()]
+    assert all(8 <= one <= 9 for one in tries), "one more each, or two where the request ended just in time"
 
 
 @pytest.mark.parametrize("code", [400, 402, 403])

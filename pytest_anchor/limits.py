@@ -52,7 +52,7 @@ MAX_WINDOW = 86_400.0  # seconds
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
 
-_REMEDY = "Run fewer workers, raise that limit, end sessions that are not needed, or take a larger plan."
+_REMEDY = "Raise that limit, run fewer workers, end sessions that are not needed, or take a larger plan."
 
 
 @dataclass
@@ -195,8 +195,13 @@ class Limits:
         self._memory = _State()
         self._saved = True
         self._patience = LOCK_TIMEOUT
-        self._mutex = threading.Lock()
         self._dead: dict[str, Run] = {}
+        self._begin_in_this_process()
+
+    def _begin_in_this_process(self) -> None:
+        self._pid = os.getpid()
+        self._mutex = threading.Lock()
+        self._begun: set[str] = set()  # nonces
 
     def waiting(self, test: str, tell: Callable[[str], None]) -> Waiting:
         """A creation that is to begin when the limits allow.
@@ -237,7 +242,7 @@ class Limits:
             if now >= state.until:  # the answers to what was under way at the first are no news
                 state.misses += 1
             wait = limit.retry_after if limit.retry_after is not None else limit.window or 0.0
-            wait = max(wait, min(BACKOFF * 2 ** min(state.misses - 1, 10), MAX_BACKOFF))
+            wait = max(min(wait, KNOWN_FOR), min(BACKOFF * 2 ** min(state.misses - 1, 10), MAX_BACKOFF))
             if now + wait > state.until:
                 state.until = now + wait + random.uniform(0, min(0.1 * wait, 1.0))  # noqa: S311 - no secret
                 state.set_at = now
@@ -269,6 +274,7 @@ class Limits:
             state.starts.append(now)
         if self.cap:
             state.slots[nonce] = _Slot(self._run, self._owner, use)
+            self._begun = {nonce, *(self._begun & state.slots.keys())}
 
     def look(self, waiting: Waiting, nonce: str, *, stuck: bool) -> _Turn:
         """Begin the creation *nonce* if it is its turn, else stand in the queue."""
@@ -287,7 +293,7 @@ class Limits:
                 self._begin(state, nonce, "", now)
                 waiting.began = now
                 return _Turn(None)
-            me.cap, me.full, me.stuck, me.seen = self.cap, full, stuck and full, now
+            me.cap, me.full, me.stuck, me.seen = self.cap, full, stuck and full and self._holds_its_own(state), now
             if state.next_start > now:
                 me.why = f"its turn: {_rate(state)}"
             else:
@@ -302,15 +308,21 @@ class Limits:
                     0.0,
                     me.why,
                     full,
-                    f"the next may begin in {math.ceil(wait)} s only, and the limit that "
+                    f"the next may begin in {math.ceil(wait)} s at the earliest, and the limit that "
                     f"--anchor-create-timeout sets leaves {waiting.left:.0f} s. {_REMEDY}",
                 )
             return _Turn(min(max(wait, 0.02 if first else 0.05), LOOK), me.why, full)
 
-    def leave(self, ticket: str) -> None:
-        """Give up the place in the queue."""
+    def leave(self, ticket: str, nonce: str) -> None:
+        """Give up the place in the queue, and the slot of a creation that was interrupted as it began."""
         with self._changing() as state:
             state.queue = [one for one in state.queue if one.ticket != ticket]
+            state.slots.pop(nonce, None)
+
+    def _holds_its_own(self, state: _State) -> bool:
+        """Whether it was this process that began all that its owner holds, and no fork of it."""
+        me = self._run, self._owner
+        return all(nonce in self._begun for nonce, slot in state.slots.items() if (slot.run, slot.owner) == me)
 
     def _deadlock(self, state: _State, me: _Waiter) -> str:
         """Why no slot can become free while all wait, ``""`` if one can, or if another is to give way."""
@@ -320,13 +332,16 @@ class Limits:
             return ""
         if holders.keys() == {(me.run, me.owner)}:
             return (
-                f"the test itself, or a fixture around it, holds all {self.cap} of them, "
-                "and would wait for itself: end one first, or raise --anchor-max-sessions if the plan allows more."
+                f"the test itself, or a fixture around it, holds {_all(holders[me.run, me.owner])}, and would wait for "
+                "itself: end one first, or raise --anchor-max-sessions if the plan allows more."
             )
         if stuck[-1].ticket != me.ticket:
             return ""
         tests = ", ".join(f"{printable(one.test)} [{one.owner}] holds {holders[one.run, one.owner]}" for one in stuck)
-        return f"they are held by tests that wait for each other, so this one gives way: {tests}. {_REMEDY}"
+        return (
+            f"they are held by tests that wait for each other, so this one gives way: {tests}. Run fewer workers, "
+            "let each test hold fewer sessions at once, or raise --anchor-max-sessions if the plan allows more."
+        )
 
     def _free_the_dead(self, state: _State) -> None:
         """Let go the slots of processes that are dead, and whose sessions are over."""
@@ -349,10 +364,15 @@ class Limits:
 
     def holders(self) -> str:
         """Who holds the slots, in words."""
-        held = Counter((slot.run, slot.owner, slot.use) for slot in self._look().slots.values())
+        held = Counter((slot.run, slot.owner, slot.use) for slot in list(self._look().slots.values()))
         words = {"": "", "ahead": " for the next tests", "ending": ", which could not be ended so far"}
-        return ", ".join(
-            f"{count} by {'this run' if run == self._run else 'another run'} [{owner}]{words[use]}"
+
+        def more(run: str, owner: str, use: str) -> str:
+            alive = _is_alive(self._registry / run, owner)
+            return words[use] if alive else ", which died: python -m pytest_anchor sweep ends what it left"
+
+        return "; ".join(
+            f"{count} by {'this run' if run == self._run else 'another run'} [{owner}]{more(run, owner, use)}"
             for (run, owner, use), count in held.items()
         )
 
@@ -362,14 +382,16 @@ class Limits:
     @contextmanager
     def _changing(self) -> Iterator[_State]:
         """The state, to be changed; it is written at the end, and kept in memory where that fails."""
+        if self._pid != os.getpid():
+            self._begin_in_this_process()  # a thread that the fork has not taken along may have had the mutex
         with self._mutex, ExitStack() as stack:
-            file = None
             try:
                 file = stack.enter_context(guarded(self._path, self._patience))
+                state = _parse(os.pread(file, MAX_FILE, 0))
                 self._patience = LOCK_TIMEOUT
             except (OSError, Timeout):
+                file, state = None, self._memory
                 self._patience = 0.0  # who waited once in vain does not do so each time
-            state = self._memory if file is None else _parse(os.pread(file, MAX_FILE, 0))
             if not self._saved:
                 self._merge(state)
             self._memory = state
@@ -421,8 +443,8 @@ class Waiting:
 
     def place(self, state: _State, run: str, owner: str, now: float) -> _Waiter:
         """Its place in the queue, the last if it has none."""
-        if not self._number:
-            self._number = state.last = state.last + 1
+        self._number = self._number or state.last + 1
+        state.last = max(state.last, self._number)  # the file may have begun anew
         mine = (one for one in state.queue if one.ticket == self._ticket)
         return next(mine, None) or _Waiter(self._number, self._ticket, run, owner, self._test, now - self.seconds, now)
 
@@ -446,13 +468,14 @@ class Waiting:
                     meanwhile()
                 time.sleep(min(turn.wait, max(self.left, 0.0)))
         except BaseException:
-            self._limits.leave(self._ticket)
+            self._limits.leave(self._ticket, nonce)
             raise
 
     def _error(self, turn: _Turn) -> AnchorLimitError:
-        head = f"no session was created for {printable(self._test)}: it waited {self.seconds:.0f} s for {turn.why}"
+        waited = f"waited {self.seconds:.0f} s" if self.seconds >= 1 else "would have to wait"
+        head = f"no session was created for {printable(self._test)}: it {waited} for {turn.why}"
         if self.refusal:
-            head += f" (it answered {self.refusal})"
+            head += f" (the API answered {self.refusal})"
         if turn.error:
             return AnchorLimitError(f"{head}; {turn.error}")
         held = f" ({self._limits.holders()})" if turn.full else ""
@@ -515,6 +538,10 @@ def _write(file: int, state: _State) -> bool:
     except OSError:
         return False
     return whole
+
+
+def _all(number: int) -> str:
+    return "the only one" if number == 1 else f"all {number} of them"
 
 
 def _rate(state: _State) -> str:

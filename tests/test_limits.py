@@ -313,7 +313,7 @@ def test_the_error_says_who_holds_what(registry):
     with pytest.raises(AnchorLimitError) as caught:
         begin(limits, "d")
     assert "3 of at most 3 are open" in str(caught.value)
-    assert "1 by this run [gw0], 1 by this run [gw1], 1 by this run [gw1], which could not be ended" in str(
+    assert "1 by this run [gw0]; 1 by this run [gw1]; 1 by this run [gw1], which could not be ended" in str(
         caught.value
     )
 

@@ -49,11 +49,11 @@ class Plan:
 def test_a_suite_passes_within_a_rate(suite: Suite, server: FaultServer, workers: int):
     plan = Plan(4, 2.0)
     server.fail_always("POST", plan)
-    suite.write(SUITE.format(count=14))
+    suite.write(SUITE.format(count=10))
     run = suite.run(workers=workers)
-    assert (run.status, run.outcomes) == (0, {"passed": 14})
+    assert (run.status, run.outcomes) == (0, {"passed": 10})
     assert plan.refused <= max(1, workers), "429s grow with the number of tests"
-    assert plan.created[-1] - plan.created[0] >= 3 * 2.0 - 0.5
+    assert plan.created[-1] - plan.created[0] >= 2 * 2.0 - 0.5
     waits = re.search(r"(\d+) creations waited (\d+\.\d) s in all for what the plan allows", run.section)
     assert waits
     assert int(waits[1]) >= 2
@@ -80,7 +80,7 @@ def test_a_suite_passes_within_a_cap(suite: Suite, server: FaultServer, cap: int
 
 
 def test_two_runs_share_one_budget(suite: Suite, server: FaultServer):
-    plan = Plan(4, 3.0)
+    plan = Plan(4, 2.0)
     server.fail_always("POST", plan)
     suite.write(SUITE.format(count=6))
     runs = [suite.start("-p", "no:cacheprovider") for _ in range(2)]
@@ -92,13 +92,13 @@ def test_two_runs_share_one_budget(suite: Suite, server: FaultServer):
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_waiting_is_seen_once_while_it_lasts(suite: Suite, server: FaultServer, workers: int):
-    server.fail_always("POST", Plan(1, 4.0))
+    server.fail_always("POST", Plan(1, 3.0))
     suite.write(SUITE.format(count=3))
     run = suite.run(workers=workers)
     assert run.status == 0
     said = re.findall(r"^anchor: (.*)$", run.out, re.MULTILINE)
     (line,) = [one for one in said if " waits for " in one]
-    assert re.match(r"test_it\.py::test_it\[\d\] .*waits for its turn: the API allows 1 creation in 4 s", line)
+    assert re.match(r"test_it\.py::test_it\[\d\] .*waits for its turn: the API allows 1 creation in 3 s", line)
     assert ("[gw" in line) == bool(workers)
 
 
@@ -138,7 +138,7 @@ def test_a_test_that_blocks_itself_is_told_at_once(suite: Suite, server: FaultSe
     )
     run = suite.run("--anchor-max-sessions=1", "--tb=short")
     assert (run.status, run.outcomes) == (1, {"failed": 1})
-    assert "the test itself, or a fixture around it, holds all 1 of them" in run.out
+    assert "the test itself, or a fixture around it, holds the only one" in run.out
     assert server.asked_for_cap == 0
 
 

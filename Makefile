@@ -19,7 +19,7 @@ test: setup
 	$(bin)/ruff format --check
 	$(bin)/mypy
 	$(bin)/coverage erase
-	$(bin)/coverage run -m pytest -n 6 --dist worksteal
+	$(bin)/coverage run -m pytest -n 5 --dist worksteal
 	@$(bin)/coverage combine --quiet
 	$(bin)/coverage report
 

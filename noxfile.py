@@ -38,7 +38,7 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
 
 
-@nox.session(reuse_venv=False)
+@nox.session(python="3.12" if shutil.which("python3.12") else None, reuse_venv=False)
 def wheel(session: nox.Session) -> None:
     """Build the wheel, install it into an empty environment, and run the examples with it."""
     # Outside the checkout, or pytest would find the checkout's settings and conftest.py, and with them its package.

@@ -200,7 +200,7 @@ class Limits:
 
     def _begin_in_this_process(self) -> None:
         self._pid = os.getpid()
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # an interruption may come before a context manager knows that it has begun
         self._begun: set[str] = set()  # nonces
 
     def waiting(self, test: str, tell: Callable[[str], None]) -> Waiting:

@@ -1,6 +1,6 @@
 """Every end of a run, in one process and with a worker, plain and ahead, while the API is well and while it is not.
 
-Each end meets each kind of processes every time, plain and ahead, with one state of the API: they take turns. All
+Each end meets each kind of processes every time, in one mode and with one state of the API: they take turns. All
 cases are run with
 FAULT_MATRIX=all in the environment, and with `--write-table`, which writes down in docs/faults.md what came out.
 """
@@ -204,10 +204,16 @@ CASES = {
 
 
 def in_turn(cases: list[Case], first: int) -> list[Case]:
-    """Of the cases that differ only in the API one each: the API number *first*, then the next one."""
-    apis = list(APIS)
-    others = [case.names[:-1] for case in cases if case.api == apis[0]]
-    return [case for case in cases if apis[(first + others.index(case.names[:-1])) % len(apis)] == case.api]
+    """Of the cases that differ only in mode and API one each: the API number *first*, then the next; modes alternate."""
+    modes, apis = list(MODES), list(APIS)
+    pairs = [case[:2] for case in cases if (case.mode, case.api) == (modes[0], apis[0])]
+
+    def is_its_turn(case: Case) -> bool:
+        number = first + pairs.index(case[:2])
+        mode = modes[(number + number // len(apis)) % len(modes)]
+        return (case.mode, case.api) == (mode, apis[number % len(apis)])
+
+    return list(filter(is_its_turn, cases))
 
 
 CHOSEN = {group: in_turn(cases, number) for number, (group, cases) in enumerate(CASES.items())}
@@ -354,8 +360,11 @@ def in_order(row: Row) -> tuple[int, ...]:
 @pytest.mark.parametrize("group", GROUPS)
 def test_no_end_no_kind_of_processes_and_no_state_of_the_api_is_left_out(group: str):
     every, chosen = CASES[group], CHOSEN[group]
-    assert sorted(case.names[:-1] for case in chosen for _ in APIS) == sorted(case.names[:-1] for case in every)
+    assert sorted(case.names[:2] for case in chosen for _ in range(len(APIS) * len(MODES))) == sorted(
+        case.names[:2] for case in every
+    )
     assert {case.api for case in chosen} == set(APIS)
+    assert {case.mode for case in chosen} == set(MODES)
 
 
 def test_the_table_in_the_docs_names_exactly_these_cases():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
 import threading
 import time
 
@@ -90,15 +93,15 @@ def test_two_runs_share_one_budget(suite: Suite, server: FaultServer):
     assert not suite.alive
 
 
-@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("workers", [0, 4])
 def test_waiting_is_seen_once_while_it_lasts(suite: Suite, server: FaultServer, workers: int):
-    server.fail_always("POST", Plan(1, 3.0))
-    suite.write(SUITE.format(count=3))
+    server.fail_always("POST", Plan(2, 3.0))
+    suite.write(SUITE.format(count=4))
     run = suite.run(workers=workers)
     assert run.status == 0
     said = re.findall(r"^anchor: (.*)$", run.out, re.MULTILINE)
     (line,) = [one for one in said if " waits for " in one]
-    assert re.match(r"test_it\.py::test_it\[\d\] .*waits for its turn: the API allows 1 creation in 3 s", line)
+    assert re.match(r"test_it\.py::test_it\[\d\] .*waits for its turn: the API allows 2 creations in 3 s", line)
     assert ("[gw" in line) == bool(workers)
 
 
@@ -106,12 +109,33 @@ def test_the_limit_of_waiting_is_named(suite: Suite, server: FaultServer):
     server.fail_always("POST", Plan(1, 60.0))
     suite.write(SUITE.format(count=2))
     start = time.monotonic()
-    run = suite.run("--anchor-create-timeout=3", "-rA", "--tb=short")
+    run = suite.run("--anchor-create-timeout=3", "-rA", "--tb=long", "--junitxml=junit.xml")
     assert time.monotonic() - start < 30
     assert (run.status, run.outcomes) == (1, {"failed": 1, "passed": 1})
     assert "AnchorLimitError: no session was created for test_it.py::test_it[1]" in run.out
     assert "the API allows 1 creation in 60 s" in run.out
     assert "--anchor-create-timeout sets leaves" in run.out
+    assert "limits.py" not in run.out + (suite.folder / "junit.xml").read_text()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupt_while_tests_wait_leaves_nothing_behind(suite: Suite, server: FaultServer, workers: int):
+    server.fail_always("POST", faults.status(429, Retry_After="200", RateLimit_Policy="q=1;w=200"))
+    suite.write(SUITE.format(count=2))
+    process = suite.start(workers=workers)
+
+    def waiting() -> list[object]:
+        texts = [file.read_text().partition("\n")[0] for file in suite.registry.glob("limits-*")]
+        return [one for text in texts if text for one in json.loads(text)["queue"]]
+
+    until(lambda: len(waiting()) == max(1, workers))
+    os.killpg(process.pid, signal.SIGINT)
+    start = time.monotonic()
+    run = suite.finish(process)
+    assert run.status == 2
+    assert time.monotonic() - start < 20
+    assert not waiting()
+    assert not run.recorded
 
 
 def test_tests_that_block_each_other_end_with_an_explanation(suite: Suite, server: FaultServer):

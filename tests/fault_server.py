@@ -339,12 +339,12 @@ def silent(handler: _Handler, _act: Callable[[], Answer]) -> None:
 
 
 def trickle(head: bytes) -> Fault:
-    """*head*, and then a byte every 50 ms: for three seconds, so that a client that waits for it fails and ends."""
+    """*head*, and then a byte every 50 ms: for ten seconds, so that a client that waits for it fails and ends."""
 
     def fault(handler: _Handler, _act: Callable[[], Answer]) -> None:
         try:
             handler.wfile.write(head)
-            for _ in range(60):
+            for _ in range(200):
                 if handler.server_state.closing.wait(0.05):
                     break
                 handler.wfile.write(b" ")

@@ -388,7 +388,7 @@ def test_retry_after_that_says_nothing_is_no_reason_to_wait(server, api, value):
     server.fail("DELETE", fs.status(429, Retry_After=value))
     before = time.monotonic()
     api.end(server.add(), TAG, deadline=later())
-    assert time.monotonic() - before < 0.9
+    assert time.monotonic() - before < 5
     assert server.count("DELETE") == 2
 
 
@@ -407,11 +407,11 @@ def test_retries_back_off(server):
 
 
 def test_nothing_is_waited_for_past_the_deadline(server, api):
-    server.fail_always("DELETE", fs.status(429, "slow down", Retry_After="5"))
+    server.fail_always("DELETE", fs.status(429, "slow down", Retry_After="25"))
     before = time.monotonic()
     with pytest.raises(AnchorAPIError, match="slow down") as caught:
-        api.end(server.add(TAG), TAG, deadline=later(2))
-    assert time.monotonic() - before < 1.5
+        api.end(server.add(TAG), TAG, deadline=later(20))
+    assert time.monotonic() - before < 10
     assert (caught.value.status, caught.value.tries, server.count("DELETE")) == (429, 1, 1)
 
 
@@ -647,14 +647,14 @@ def test_where_the_pause_is_longer_than_the_deadline_nothing_is_sent(server, api
     session_id = server.add(TAG)
     before = time.monotonic()
     with pytest.raises(AnchorAPIError, match="slow down"):
-        api.end(session_id, TAG, deadline=later(3))
+        api.end(session_id, TAG, deadline=later(20))
     with pytest.raises(AnchorAPIError, match="HTTP 429: “the API asked to wait another .*fewer workers") as caught:
-        api.end(session_id, TAG, deadline=later(3))
+        api.end(session_id, TAG, deadline=later(20))
     assert (caught.value.status, caught.value.tries, caught.value.limit) == (429, 0, None)
     assert caught.value.what == f"end session {session_id}"
     with pytest.raises(AnchorAPIError, match="could not list the run's sessions: HTTP 429"):
-        api.sessions_with_tag(TAG, deadline=later(3))
-    assert time.monotonic() - before < 2
+        api.sessions_with_tag(TAG, deadline=later(20))
+    assert time.monotonic() - before < 10
     assert len(server.requests) == 1
 
 
@@ -789,7 +789,7 @@ def test_an_answer_that_tells_no_cap(server, api, monkeypatch, answer):
     monkeypatch.setattr(fs, "ok", lambda _data: answer)
     before = time.monotonic()
     assert api.max_sessions(deadline=later(0.5)) is None
-    assert time.monotonic() - before < 3
+    assert time.monotonic() - before < 6
 
 
 def test_the_plan_is_not_waited_for(server, api, monkeypatch):
@@ -798,7 +798,7 @@ def test_the_plan_is_not_waited_for(server, api, monkeypatch):
     before = time.monotonic()
     assert api.max_sessions(deadline=later(0.2)) is None
     assert AnchorAPI(f"http://127.0.0.1:{free_port()}", KEY).max_sessions(deadline=later(0.2)) is None
-    assert time.monotonic() - before < 3
+    assert time.monotonic() - before < 8
 
 
 # ending
@@ -899,7 +899,7 @@ def test_an_answer_that_does_not_come_is_not_waited_for(server, api, method, fau
             api.end(server.add(TAG), TAG, deadline=later(0.3))
         else:
             api.sessions_with_tag(TAG, deadline=later(0.3))
-    assert time.monotonic() - before < 2
+    assert time.monotonic() - before < 6
     assert caught.value.status is None
 
 

@@ -413,7 +413,7 @@ def test_its_budget_is_kept(server, settings, quick, monkeypatch, capsys):
     told = {"run_id": "r1", "base_url": server.url, "key": KEY, "remove": True}
     before = time.monotonic()
     reaper._reap(str(settings.folder), json.dumps(told))
-    assert 0.3 < time.monotonic() - before < 3
+    assert 0.3 < time.monotonic() - before < 10
     assert "given up, and left to the next run: 1 session open" in capsys.readouterr().err
     assert server.alive == [session.id]
     assert settings.folder.exists()

@@ -166,7 +166,7 @@ def test_an_api_that_is_gone_costs_the_time_that_is_given_and_nothing_is_lost(se
         server.fail_always(method, fs.status(503))
     before = time.monotonic()
     (recovery,) = recovered(sweep_timeout=0.3)
-    assert time.monotonic() - before < 3
+    assert time.monotonic() - before < 8
     assert ids_of(recovery.left) == ids
     assert recovery.problem.what == "list the run's sessions"
     assert folder.exists()

@@ -251,10 +251,10 @@ def test_very_many_lines_are_read_in_seconds(run):
     intend(run, "n2")
     before = time.monotonic()
     assert set(run.read().records) == {"n1", "n2"}
-    assert time.monotonic() - before < 20
-    before = time.monotonic()
+    first = time.monotonic() - before
+    assert first < 20
     assert run.read().unreadable == 0
-    assert time.monotonic() - before < 0.5
+    assert time.monotonic() - before - first < first / 2, "what is read already is read again"
 
 
 # who is alive

@@ -75,9 +75,16 @@ def test_a_list_that_ignores_the_filter_ends_no_strangers(server, api, run):
 def test_ending_goes_on_in_parallel(server, api, run):
     for n in range(sweep.AT_ONCE):
         opened(server, api, run, f"inv-{n}")
-    server.fail_always("DELETE", fs.slow(0.2))
-    assert swept(api, run)[1] < 1.5
+    together = threading.Barrier(sweep.AT_ONCE)
+
+    def wait_for_all(_handler, act):
+        together.wait(10)  # fails if any of them waits for another
+        return act()
+
+    server.fail_always("DELETE", wait_for_all)
+    assert swept(api, run, timeout=20)[0] is None
     assert server.alive == []
+    assert server.count("DELETE") == sweep.AT_ONCE
 
 
 def test_passing_trouble_is_outlasted(server, api, run):
@@ -112,7 +119,7 @@ def test_tries_add_up_when_time_is_up(server, api, run):
 def test_hopeless_trouble_ends_the_sweep_early(server, api, run, code):
     opened(server, api, run, "inv-1")
     server.fail_always("DELETE", fs.status(code))
-    assert swept(api, run)[1] < 1
+    assert swept(api, run, timeout=20)[1] < 8
     assert server.count("DELETE") == 1
     assert states(run) == {"inv-1": "open"}
     assert run.state.records["inv-1"].error["status"] == code
@@ -121,9 +128,9 @@ def test_hopeless_trouble_ends_the_sweep_early(server, api, run, code):
 def test_a_revoked_key_ends_the_sweep_early_and_is_told(server, api, run):
     opened(server, api, run, "inv-1")
     server.keys.clear()
-    problem, took = swept(api, run)
+    problem, took = swept(api, run, timeout=20)
     assert problem.status == 401
-    assert took < 1
+    assert took < 8
     assert states(run) == {"inv-1": "open"}
 
 
@@ -139,7 +146,7 @@ def test_the_budget_is_kept(server, api, run, method, fault):
     opened(server, api, run, "inv-1")
     lost(server, api, run, "inv-2")
     server.fail_always(method, fault)
-    assert swept(api, run, timeout=0.4)[1] < 1.2
+    assert swept(api, run, timeout=0.4)[1] < 6
 
 
 # lost creations
@@ -177,7 +184,7 @@ def test_a_lost_creation_that_never_turns_up_is_not_looked_for_for_ever(server, 
     intend(run, "inv-1")
     problem, took = swept(api, run, timeout=30, grace=0.3)
     assert problem is None
-    assert 0.2 < took < 3
+    assert 0.2 < took < 10
     assert states(run) == {"inv-1": "pending"}
 
 
@@ -251,7 +258,7 @@ def test_past_the_deadline_the_caller_is_not_held(server, api, run):
     server.fail_always("DELETE", fs.silent)
     before = time.monotonic()
     failures = end_sessions(api, run, run.read().records.values(), how="teardown", deadline=before + 0.2)
-    assert time.monotonic() - before < 1
+    assert time.monotonic() - before < 8
     assert len(failures) == 3
     assert {error.message for error in failures.values()} <= {sweep._TOO_LATE, "no answer in time"}
 
@@ -308,7 +315,7 @@ def test_a_killed_owners_sessions_are_ended_and_a_living_ones_are_not(server, ap
         assert worker.stdout.readline() == "joined\n"
         before = time.monotonic()
         sweep_owner(api, run, "gw0", timeout=0.15)
-        assert 0.1 < time.monotonic() - before < 2
+        assert 0.1 < time.monotonic() - before < 8
         assert server.alive == [dead, mine]
         worker.send_signal(signal.SIGKILL)
         worker.wait(10)
@@ -356,7 +363,7 @@ def test_a_record_that_was_edited_has_nothing_ended(server, api, run):
     mine, theirs = opened(server, api, run, "inv-1"), server.add("theirs")
     journal = run.folder / "journal.jsonl"
     journal.write_text(journal.read_text().replace(mine, theirs))
-    assert swept(api, run)[1] < 1
+    assert swept(api, run, timeout=20)[1] < 8
     assert theirs in server.alive
     assert server.count("DELETE", f"/v1/sessions/{theirs}") == 0
     error = run.state.records["inv-1"].error
@@ -401,7 +408,7 @@ def test_a_strange_seal_is_no_seal(server, api, run, seal):
     good, theirs = opened(server, api, run, "inv-1"), server.add("theirs")
     intend_with(api, run, "inv-2")
     run.append("created", "inv-2", id=theirs, seal=seal)
-    assert swept(api, run, grace=0.0)[1] < 2
+    assert swept(api, run, timeout=20, grace=0.0)[1] < 8
     assert server.alive == [theirs]
     assert server.count("DELETE") == server.count("DELETE", f"/v1/sessions/{good}") == 1
     assert run.state.unreadable == (0 if isinstance(seal, str) and seal.isascii() else 1)

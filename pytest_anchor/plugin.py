@@ -427,7 +427,7 @@ def _sweep(config: pytest.Config, plugin: _Plugin, *, hurried: bool) -> Report:
             gc.collect()
     report.recovered = list(plugin.recovered)
     report.unwatched = reaper.problem(settings.folder)
-    report.watched = reaper.is_watching(settings.folder)
+    report.log = settings.folder / reaper.LOG if reaper.is_watching(settings.folder) else None
     if plugin.active() and report.settled and report.problem is None:
         plugin.owner.close()
         run.remove()

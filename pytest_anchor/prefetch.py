@@ -9,14 +9,14 @@ import time
 from collections import Counter
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from .background import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from .session import AnchorSession
+Session = TypeVar("Session")
 
 MAX_AGE = 120.0  # seconds for which a session is kept for whom it was made
 LEAST_AGE = 5.0  # seconds; what may be kept for less is not worth it
@@ -33,7 +33,7 @@ class Wanted(NamedTuple):
     config: Mapping[str, Any]
 
 
-class _Ahead:
+class _Ahead(Generic[Session]):
     """One creation ahead; changed under its prefetch's lock only."""
 
     def __init__(self, wanted: Wanted, key: str) -> None:
@@ -42,11 +42,11 @@ class _Ahead:
         self.begun = 0.0  # in ``time.monotonic()`` seconds
         self.done = False
         self.dropped = False
-        self.session: AnchorSession | None = None
+        self.session: Session | None = None
         self.good_until = 0.0
 
 
-class Prefetch:
+class Prefetch(Generic[Session]):
     """What one process has created ahead; a child that is forked from it has no part in that.
 
     :param at_most: how many at a time.
@@ -59,8 +59,8 @@ class Prefetch:
     def __init__(
         self,
         at_most: int,
-        create: Callable[[Wanted], AnchorSession | None],
-        end: Callable[[AnchorSession], object],
+        create: Callable[[Wanted], Session | None],
+        end: Callable[[Session], object],
         is_crowded: Callable[[], bool],
     ) -> None:
         self._pid = os.getpid()
@@ -69,7 +69,7 @@ class Prefetch:
         self._end = end
         self._is_crowded = is_crowded
         self._changed = threading.Condition()
-        self._ahead: list[_Ahead] = []
+        self._ahead: list[_Ahead[Session]] = []
         self._creating = 0
         self._patience = PATIENCE
         self._refused = {""}  # keys of what nothing is to be made of
@@ -105,7 +105,7 @@ class Prefetch:
                     self._drop(one)
             if current is not None and own not in there:
                 return
-            new: list[_Ahead] = []
+            new: list[_Ahead[Session]] = []
             for wanted in reversed(coming[: self._at_most]):  # what is there already is for the first
                 key = _key(wanted.config)
                 if missing[key]:
@@ -115,7 +115,7 @@ class Prefetch:
             for one in new:
                 self._creations.submit(partial(self._make, one, threading.get_ident()))
 
-    def take(self, config: Mapping[str, Any]) -> AnchorSession | None:
+    def take(self, config: Mapping[str, Any]) -> Session | None:
         """A session with this *config*, if one is ready or under way; it belongs to the caller."""
         key = _key(config)
         if self._is_child:
@@ -184,7 +184,7 @@ class Prefetch:
         for one in [one for one in self._ahead if one.done and time.monotonic() > one.good_until]:
             self._drop(one)
 
-    def _drop(self, one: _Ahead) -> None:
+    def _drop(self, one: _Ahead[Session]) -> None:
         if one in self._ahead:
             self._ahead.remove(one)
         one.dropped = True
@@ -192,7 +192,7 @@ class Prefetch:
         if one.session is not None:
             self._end(one.session)
 
-    def _make(self, one: _Ahead, planner: int) -> None:
+    def _make(self, one: _Ahead[Session], planner: int) -> None:
         with self._changed:
             if threading.get_ident() == planner:  # no thread could be started, and a test must not wait for this
                 self._drop(one)

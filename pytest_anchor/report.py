@@ -8,7 +8,6 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import AnchorAPIError, AnchorError, printable
-from .reaper import LOG
 from .settings import DEFAULT_BASE_URL
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Report:
         self.folder = folder
         self.problem: AnchorError | None = None  # why the sweep could not do its work
         self.interrupted = False  # whether it was cut short
-        self.watched = False  # whether the reaper goes on
+        self.log: Path | None = None  # where the reaper that goes on writes what it does
         self.unwatched = ""  # why the run had no reaper
         self.recovered: list[Recovery] = []  # what became of earlier runs
 
@@ -132,8 +131,8 @@ class Report:
         if not self.settled:
             more = max(len(self.leaked), len(self.unresolved)) > SHOWN
             yield Line(f"{'all of them are' if more else 'this is'} on record in {self.folder}")
-            if self.watched:
-                yield Line(f"the reaper goes on trying; it writes to {self.folder / LOG}")
+            if self.log is not None:
+                yield Line(f"the reaper goes on trying; it writes to {self.log}")
             else:
                 yield Line("the next run here tries again; so does: python -m pytest_anchor sweep")
 

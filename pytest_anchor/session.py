@@ -203,7 +203,7 @@ class Owner:
         self._run: Run | None = None
         self._api: AnchorAPI | None = None
         self._limits: Limits | None = None
-        self._prefetch: Prefetch | None = None
+        self._prefetch: Prefetch[AnchorSession] | None = None
         self._ends: Pool | None = None
         self._unwatched = settings.local or not settings.reaper  # a local backend goes with its run by itself
         self._users: WeakSet[threading.Thread] = WeakSet()

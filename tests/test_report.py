@@ -160,12 +160,12 @@ def test_an_interrupted_sweep_says_so_and_fails_the_run():
 
 
 def test_a_reaper_that_goes_on_is_named_with_its_log():
-    lines = text(report(record("1", "open"), watched=True))
+    lines = text(report(record("1", "open"), log=Path("/reg/run/reaper.log")))
     assert lines[-2:] == [
         "this is on record in /reg/run",
         "the reaper goes on trying; it writes to /reg/run/reaper.log",
     ]
-    assert len(text(report(record("1", how="test"), watched=True))) == 1
+    assert len(text(report(record("1", how="test"), log=Path("/reg/run/reaper.log")))) == 1
 
 
 def test_a_run_without_a_reaper_says_why():

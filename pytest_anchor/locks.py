@@ -8,8 +8,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import sys
 import time
+
+try:
+    import fcntl
+except ImportError:  # Windows, where no run gets as far as to a lock
+    fcntl = None  # type: ignore[assignment]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
 
 _OWNER = ".owner"
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+CAN_TELL = fcntl is not None  # whether this system lets go of a lock at any death
 _PAUSE = 0.005  # seconds
 _ATTEMPTS = 40  # somebody who asks whether a lock is held has it for a moment himself
 
@@ -87,81 +92,58 @@ def hold(path: str | os.PathLike[str]) -> int | None:
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
     for _ in range(_ATTEMPTS):
-        if _lock(fd):
+        if _lock(fd, fcntl.LOCK_EX):
             return fd
         time.sleep(_PAUSE)
     os.close(fd)
     return None
 
 
-if sys.platform == "win32":
-    from filelock import lock_descriptor, unlock_descriptor
+def is_held(path: str | os.PathLike[str]) -> bool:
+    """Whether a living process holds the lock on the file *path*.
 
-    def is_held(path: str | os.PathLike[str]) -> bool:
-        """Whether a living process holds the lock on the file *path*."""
-        try:
-            fd = os.open(path, os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            if free := lock_descriptor(fd, blocking=False):
-                unlock_descriptor(fd)
-            return not free
-        finally:
-            os.close(fd)
-
-    def _wait(path: str) -> None:
-        while is_held(path):
-            time.sleep(1.0)
-
-    def _lock(fd: int) -> bool:
-        return lock_descriptor(fd, blocking=False)
-
-else:
-    import fcntl
-
-    def is_held(path: str | os.PathLike[str]) -> bool:
-        """Whether a living process holds the lock on the file *path*.
-
-        :raises OSError: that cannot be told.
-        """
-        fd = _open(path)
-        if fd is None:
-            return False
-        try:
-            return not _lock(fd, fcntl.LOCK_SH)
-        finally:
-            os.close(fd)
-
-    def _wait(path: str) -> None:
-        try:
-            fd = _open(path)
-        except OSError:
-            time.sleep(1.0)
-            return
-        if fd is None:
-            return
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH)
-        finally:
-            os.close(fd)
-
-    def _open(path: str | os.PathLike[str]) -> int | None:
-        """Open a lock file; ``None`` where there is none, or something that nobody can have locked as one."""
-        try:
-            fd = os.open(path, os.O_RDONLY | _FLAGS)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
-                return None
-            raise
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            return fd
+    :raises OSError: that cannot be told.
+    """
+    fd = _open(path)
+    if fd is None:
+        return False
+    try:
+        return not _lock(fd, fcntl.LOCK_SH)
+    finally:
         os.close(fd)
-        return None
 
-    def _lock(fd: int, how: int = fcntl.LOCK_EX) -> bool:
-        try:
-            fcntl.flock(fd, how | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+
+def _wait(path: str) -> None:
+    try:
+        fd = _open(path)
+    except OSError:
+        time.sleep(1.0)
+        return
+    if fd is None:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+
+
+def _open(path: str | os.PathLike[str]) -> int | None:
+    """Open a lock file; ``None`` where there is none, or something that nobody can have locked as one."""
+    try:
+        fd = os.open(path, os.O_RDONLY | _FLAGS)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+            return None
+        raise
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    return None
+
+
+def _lock(fd: int, how: int) -> bool:
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

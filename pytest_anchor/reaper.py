@@ -80,9 +80,8 @@ def main(folder: str) -> None:
 
     told = sys.stdin.readline()
     # Who shuts down a machine or a service signals everyone in it: this process goes when its work is done.
-    for name in ("SIGHUP", "SIGINT", "SIGTERM"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     if hold(os.path.join(folder, _LOCK)) is None:
         return  # another one is watching
     print(_WATCHING, flush=True)

@@ -32,7 +32,6 @@ import errno
 import json
 import os
 import stat
-import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -62,8 +61,6 @@ MAX_LINE = 1 << 20  # bytes; ours are short, so a longer one is nobody's record
 
 # How the next writer closes off a line that a kill left torn; JSON text has no such byte.
 _TORN = b"\0"
-
-_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
 @dataclass
@@ -282,7 +279,7 @@ class Run:
     def _read(self) -> State:
         try:
             # A pipe in its place would block the opening, and a link lead elsewhere.
-            flags = os.O_RDONLY | _NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
             with os.fdopen(os.open(self.folder / JOURNAL, flags), "rb") as file:
                 _check_file(file.fileno())
                 file.seek(self._offset)
@@ -326,7 +323,7 @@ class Run:
             self.state.unreadable += 1
 
     def _write(self, line: bytes) -> None:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | _NOFOLLOW | getattr(os, "O_BINARY", 0)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         fd = os.open(self.folder / JOURNAL, flags, 0o600)
         try:
             size = _check_file(fd).st_size
@@ -420,11 +417,10 @@ def _check_folder(path: Path) -> None:
     info = path.lstat()
     if not stat.S_ISDIR(info.st_mode):
         raise OSError(errno.ENOTDIR, "it is a link or a file, not a folder", str(path))
-    if sys.platform != "win32":
-        if info.st_uid != os.geteuid():
-            raise OSError(errno.EPERM, f"it belongs to user {info.st_uid}, not to {os.geteuid()}", str(path))
-        if info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX:
-            raise OSError(errno.EPERM, "other users may write in it", str(path))
+    if info.st_uid != os.geteuid():
+        raise OSError(errno.EPERM, f"it belongs to user {info.st_uid}, not to {os.geteuid()}", str(path))
+    if info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX:
+        raise OSError(errno.EPERM, "other users may write in it", str(path))
 
 
 def _check_file(fd: int) -> os.stat_result:
@@ -432,7 +428,7 @@ def _check_file(fd: int) -> os.stat_result:
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):
         raise OSError(errno.EPERM, f"its {JOURNAL} is no file")
-    if sys.platform != "win32" and info.st_uid != os.geteuid():
+    if info.st_uid != os.geteuid():
         raise OSError(errno.EPERM, f"its {JOURNAL} belongs to user {info.st_uid}, not to {os.geteuid()}")
     return info
 

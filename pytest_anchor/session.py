@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakSet
 
 from .errors import AnchorAPIError, AnchorConfigError, AnchorError, AnchorLostCreateError, AnchorRegistryError
+from .locks import CAN_TELL
 from .settings import KEYWORDS, check_key
 from .tags import TAG, new_nonce, new_tag, run_tag
 
@@ -217,6 +218,11 @@ class Owner:
         """
         with self._lock:
             if self._run is None:
+                if not CAN_TELL:
+                    raise AnchorRegistryError(
+                        "this system cannot tell which processes live by the locks that they hold, so no session "
+                        "that is created here would be safe: run on Linux or macOS, or in WSL on Windows."
+                    )
                 # Imported here and below: a run that creates no session pays for neither filelock nor requests.
                 from .registry import Run
 

@@ -19,6 +19,9 @@ CREATED = "1 session created: 1 at teardown\n"
 # A name that cannot be imported, as if the package were not installed.
 WITHOUT_XDIST = "import sys\nsys.modules['xdist'] = None\n"
 
+# As on Windows.
+WITHOUT_FCNTL = "import sys\nsys.modules['fcntl'] = None\n"
+
 UNUSED = """
 import sys
 
@@ -103,6 +106,16 @@ def test_without_xdist(suite: Suite):
     env = environment(**suite.server.env)
     run = suite.run(env={**env, "PYTHONPATH": f"{suite.folder}:{CHECKOUT}"})
     assert (run.status, run.section) == (0, CREATED)
+
+
+def test_where_no_lock_tells_who_lives_there_are_no_sessions_and_all_else_runs(suite: Suite):
+    (suite.folder / "sitecustomize.py").write_text(WITHOUT_FCNTL)
+    suite.write(f"{USES_IT}\ndef test_b(): pass\n")
+    run = suite.run("-rf", env={**environment(**suite.server.env), "PYTHONPATH": f"{suite.folder}:{CHECKOUT}"})
+    assert (run.status, run.outcomes) == (1, {"failed": 1, "passed": 1})
+    assert "AnchorRegistryError: this system cannot tell which processes live" in run.out
+    assert not suite.server.requests
+    assert not suite.registry.exists()
 
 
 def test_with_xdist(suite: Suite):

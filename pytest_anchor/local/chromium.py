@@ -40,30 +40,17 @@ _NAMES = (
     "microsoft-edge-stable",
     "msedge",
 )
-_APPS = {
-    "darwin": (
-        "/Applications/Chromium.app/Contents/MacOS/Chromium",
-        "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-        "/Applications/Microsoft Edge.app/Contents/MacOS/Microsoft Edge",
-    ),
-    "win32": (
-        r"C:\Program Files\Google\Chrome\Application\chrome.exe",
-        r"C:\Program Files (x86)\Google\Chrome\Application\chrome.exe",
-        r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
-    ),
-}
-_PLAYWRIGHT_CACHES = {"darwin": "~/Library/Caches/ms-playwright", "win32": "~/AppData/Local/ms-playwright"}
-_PLAYWRIGHT_GLOBS = (
-    "chromium-*/chrome-linux*/chrome",
-    "chromium-*/chrome-mac*/*.app/Contents/MacOS/*",
-    "chromium-*/chrome-win*/chrome.exe",
+_MAC_APPS = (
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Microsoft Edge.app/Contents/MacOS/Microsoft Edge",
 )
+_PLAYWRIGHT_GLOBS = ("chromium-*/chrome-linux*/chrome", "chromium-*/chrome-mac*/*.app/Contents/MacOS/*")
 _REMEDY = """\
 No Chromium was found. Get one with
   Debian, Ubuntu:  sudo apt-get install chromium
   Fedora:          sudo dnf install chromium
   macOS:           brew install --cask chromium
-  Windows:         winget install Google.Chrome
   anywhere:        python -m playwright install chromium
 or name one with --chromium or PYTEST_ANCHOR_CHROMIUM."""
 
@@ -122,8 +109,10 @@ def find(option: str | None, environ: Mapping[str, str] = os.environ, platform: 
 
 def _candidates(environ: Mapping[str, str], platform: str) -> Iterator[str]:
     yield from _NAMES
-    yield from _APPS.get(platform, ())
-    cache = environ.get("PLAYWRIGHT_BROWSERS_PATH") or _PLAYWRIGHT_CACHES.get(platform, "~/.cache/ms-playwright")
+    on_mac = platform == "darwin"
+    yield from _MAC_APPS if on_mac else ()
+    caches = "~/Library/Caches" if on_mac else "~/.cache"
+    cache = environ.get("PLAYWRIGHT_BROWSERS_PATH") or f"{caches}/ms-playwright"
     found = [path for pattern in _PLAYWRIGHT_GLOBS for path in Path(cache).expanduser().glob(pattern)]
     yield from map(str, sorted(found, key=_revision, reverse=True))
 

@@ -23,7 +23,7 @@ def test_the_order(tmp_path: Path):
     environ = {"PATH": str(on_path), "PLAYWRIGHT_BROWSERS_PATH": str(tmp_path / "pw")}
     with pytest.raises(ChromiumError) as missing:
         find(None, environ, "linux")
-    for words in ("sudo apt-get install chromium", "dnf", "brew", "winget", "python -m playwright install chromium"):
+    for words in ("sudo apt-get install chromium", "dnf", "brew", "python -m playwright install chromium"):
         assert words in str(missing.value)
 
     program(tmp_path / "pw/chromium-999/chrome-linux/chrome")

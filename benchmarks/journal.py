@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from measure import Figure
 
-from pytest_anchor.registry import JOURNAL, Run
+from pytest_anchor.locks import JOURNAL
+from pytest_anchor.registry import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

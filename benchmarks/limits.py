@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from measure import Figure, seconds
 
 from pytest_anchor.limits import Limits
-from pytest_anchor.registry import JOURNAL, Run
+from pytest_anchor.locks import JOURNAL
+from pytest_anchor.registry import Run
 from pytest_anchor.tags import new_nonce
 
 if TYPE_CHECKING:

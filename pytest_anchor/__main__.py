@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import AnchorError
+from .progress import write
 from .settings import BASE_URL_VARIABLE, DEFAULT_BASE_URL, KEY_VARIABLES, REGISTRY_NAME
 
 INTERRUPTED = 130  # as a shell has it for a process that Ctrl-C ended
@@ -72,10 +73,10 @@ def main(argv: list[str] | None = None) -> int:
         commands = {"ls": cli.ls, "sweep": cli.sweep, "end": cli.end}
         return commands[arguments.command](arguments)
     except (AnchorError, OSError) as error:
-        print(error, file=sys.stderr)
+        write(sys.stderr, f"{error}\n")
         return 2
     except KeyboardInterrupt:
-        print("interrupted: what has not been ended is still there; the same command goes on", file=sys.stderr)
+        write(sys.stderr, "interrupted: what has not been ended is still there; the same command goes on\n")
         return INTERRUPTED
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .background import Pool
 from .errors import AnchorAPIError, AnchorConfigError, AnchorRegistryError, printable
-from .progress import Console, Progress
+from .progress import Console, Progress, write
 from .settings import (
     BASE_URL_VARIABLE,
     DEFAULT_BASE_URL,
@@ -60,15 +60,15 @@ def ls(arguments: argparse.Namespace) -> int:
         nothing = f"No session that is alive carries the tag {run_tag(run_id) if run_id else TAG!r}."
     else:
         rows, problems = _local_rows(registry, run_id)
-        nothing = f"No session is open on record in {_shown(registry)}."
+        nothing = f"No session is open {_on_record_in(registry)}."
     for problem in problems:
-        print(problem, file=sys.stderr)
+        _complain(problem)
     if arguments.json:
-        print(json.dumps(rows, indent=2))
+        _say(json.dumps(rows, indent=2))
     elif rows:
         _print_table(rows)
     elif not problems:
-        print(nothing)
+        _say(nothing)
     return 1 if rows or problems else 0
 
 
@@ -100,17 +100,28 @@ def end(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         for one in ids:
             if is_session_id(one):
-                print(f"would end {one}")
+                _say(f"would end {one}")
             else:
-                print(f"{printable(repr(one), 80)} is no session id, and would not be sent", file=sys.stderr)
+                _complain(f"{printable(repr(one), 80)} is no session id, and would not be sent")
         return 1
     outcomes = _end_all(_api(arguments), ids, deadline, Progress(Console(sys.stderr)))
     for one, outcome in outcomes.items():
         if isinstance(outcome, AnchorAPIError):
-            print(outcome, file=sys.stderr)
+            _complain(outcome)
         else:
-            _print_ended(one, outcome)
+            _print_ended(one, outcome, "already over, or no session of this account")
     return 1 if any(isinstance(outcome, AnchorAPIError) for outcome in outcomes.values()) else 0
+
+
+# what is said
+
+
+def _say(text: str) -> None:
+    write(sys.stdout, f"{text}\n")
+
+
+def _complain(text: object) -> None:
+    write(sys.stderr, f"{text}\n")
 
 
 # what is asked for
@@ -132,8 +143,11 @@ def _registry(given: Path | None) -> Path | None:
     return next((one for one in candidates if os.path.lexists(one)), None)
 
 
-def _shown(registry: Path | None) -> str:
-    return printable(str(registry)) if registry else f"a {REGISTRY_NAME} here or in a folder above"
+def _on_record_in(registry: Path | None) -> str:
+    if registry is None:
+        return f"on record: there is no {REGISTRY_NAME} here or in a folder above"
+    where = printable(str(registry))
+    return f"on record in {where}" if os.path.lexists(registry) else f"on record: there is no {where}"
 
 
 def _run_id(given: object) -> str:
@@ -194,7 +208,8 @@ def _on_record(registry: Path | None) -> Iterator[_Found]:
         left = [one for one in state.records.values() if (one.open or one.unresolved) and one.base_url != over]
         problem = ""
         if state.unreadable:
-            problem = f"the record in {_shown(run.folder)} cannot be read in whole: sessions may be missing here"
+            where = printable(str(run.folder))
+            problem = f"the record in {where} cannot be read in whole: sessions may be missing here"
         if left or problem:
             yield _Found(run, lives, left, problem)
 
@@ -240,10 +255,11 @@ def _tests(registry: Path | None) -> dict[str, str]:
     """The tests of the sessions on record, by the sessions' ids."""
     from .recover import runs
 
-    tests = {}
-    for run in runs(registry) if registry else ():
-        with suppress(AnchorRegistryError):
-            tests.update({record.id: record.test for record in run.read().records.values() if record.id})
+    tests: dict[str, str] = {}
+    with suppress(AnchorRegistryError):  # they are an extra where the API is asked
+        for run in runs(registry) if registry else ():
+            with suppress(AnchorRegistryError):
+                tests.update({record.id: record.test for record in run.read().records.values() if record.id})
     return tests
 
 
@@ -264,7 +280,7 @@ def _print_table(rows: list[Row]) -> None:
     names = ["id", "state" if "state" in rows[0] else "status", "age", "test", "run"]
     widths = [max(len(name), *(len(shown[name]) for shown in table)) for name in names]
     for cells in (map(str.upper, names), *([shown[name] for name in names] for shown in table)):
-        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+        _say("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 # sweep, by this machine's record
@@ -289,12 +305,12 @@ def _sweep_registry(arguments: argparse.Namespace, deadline: float) -> int:
     dead = _dead(registry)
     for found in dead:
         if found.problem:
-            print(found.problem, file=sys.stderr)
+            _complain(found.problem)
     if left := sum(len(found.left) for found in dead):
         where = "" if arguments.registry is None else f" --registry {shlex.quote(printable(str(arguments.registry)))}"
-        print(f"left of dead runs: {left}; to list them: python -m pytest_anchor ls{where}", file=sys.stderr)
+        _complain(f"left of dead runs: {left}; to list them: python -m pytest_anchor ls{where}")
     if not (dead or unlisted or given_up):
-        print(f"Nothing of a dead run is left on record in {_shown(registry)}.")
+        _say(f"Nothing of a dead run is left {_on_record_in(registry)}.")
     return 2 if unlisted else 1 if dead or given_up else 0
 
 
@@ -334,29 +350,44 @@ def _print_recovery(recovery: Recovery) -> None:
     report = Report(State(), recovery.run.folder)
     report.recovered.append(recovery)
     for line in report.lines():
-        print(line.text, file=sys.stdout if line.markup.get("green") else sys.stderr)
+        (_say if line.markup.get("green") else _complain)(line.text)
 
 
 def _print_what_would_be_ended(registry: Path | None, arguments: argparse.Namespace) -> int:
-    from .recover import is_of
+    from .recover import is_given_up
     from .report import title
 
     api = _api(arguments) if key_from_environment() else None
     dead = _dead(registry)
     for found in dead:
         if found.problem:
-            print(found.problem, file=sys.stderr)
+            _complain(found.problem)
+        why_not = {record.nonce: _why_not(api, found.run, record) for record in found.left}
+        given_up = is_given_up([record for record in found.left if why_not[record.nonce]])
         for record in found.left:
-            if api and not is_of(record, api):
-                what = "would leave alone, since it was created with another key or base URL:"
-            elif record.place != found.run.place:
-                what = "would leave alone, since it is on record elsewhere:"
-            else:
-                what = "would end" if record.open else "would look for, and end,"
-            print(f"{what} {title(record)}")
+            what = "would end" if record.open else "would look for, and end,"
+            if why_not[record.nonce]:
+                what = f"would {'give up on' if given_up else 'leave alone'}, since {why_not[record.nonce]}:"
+            _say(f"{what} {title(record)}")
+    if dead and api is None:
+        _complain("no API key is set, so which of these were created with it cannot be told")
     if not dead:
-        print(f"Nothing of a dead run is left on record in {_shown(registry)}.")
+        _say(f"Nothing of a dead run is left {_on_record_in(registry)}.")
     return 1 if dead else 0
+
+
+def _why_not(api: AnchorAPI | None, run: Run, record: Record) -> str:
+    """Why a sweep would not touch what is on record, ``""`` if it would."""
+    from .recover import is_of
+    from .sweep import is_sealed
+
+    if api and not is_of(record, api):
+        return "it was created with another key or base URL"
+    if record.place != run.place:
+        return "it is on record elsewhere"
+    if api and record.open and not is_sealed(api, run, record):
+        return "its record was edited"
+    return ""
 
 
 # sweep, by tags
@@ -374,27 +405,26 @@ def _sweep_tags(
                 continue
             if older_than is not None and one.age is None:
                 ageless.add(one.id)
-            elif older_than is None or (one.age or 0.0) >= older_than:
+            elif older_than is None or max(one.age or 0.0, 0.0) >= older_than:  # its clock may be a second behind
                 ids.append(one.id)
         return ids
 
     left = look()
     if dry_run:
         for one in left:
-            print(f"would end {one}")
+            _say(f"would end {one}")
         ended = 0
     else:
         ended, left = _end_until_none_is_listed(api, tags[-1], left, look, deadline)
     if ageless:
-        print(
+        _complain(
             f"left alone, since the API does not tell when they were created: {', '.join(sorted(ageless))}. "
-            "Those that are not needed can be ended by their ids: python -m pytest_anchor end ID…",
-            file=sys.stderr,
+            "Those that are not needed can be ended by their ids: python -m pytest_anchor end ID…"
         )
     if not left:
         carrying = " and ".join(map(repr, tags))
         age = "" if older_than is None else f" and is older than {older_than:.0f} s"
-        print(f"{ended} ended, nothing is left." if ended else f"No session that is alive carries {carrying}{age}.")
+        _say(f"{ended} ended, nothing is left." if ended else f"No session that is alive carries {carrying}{age}.")
     return 1 if left else 0
 
 
@@ -427,7 +457,7 @@ def _end_until_none_is_listed(
     for one in left:
         failure = outcomes.get(one)
         alive = "the API lists it as alive. Run the same command again."
-        print(f"left: {one}: {failure if isinstance(failure, AnchorAPIError) else alive}", file=sys.stderr)
+        _complain(f"left: {one}: {failure if isinstance(failure, AnchorAPIError) else alive}")
     return len(ended.difference(left)), left
 
 
@@ -482,6 +512,6 @@ def _end_all(
     return outcomes
 
 
-def _print_ended(session_id: str, ended: Ended) -> None:
-    note = f", but {ended.note}" if ended.note else ""
-    print(f"{printable(session_id)}: {'already over' if ended.already else 'ended'}{note}")
+def _print_ended(session_id: str, ended: Ended, already: str = "already over") -> None:
+    became = already if ended.already else "ended"
+    _say(f"{printable(session_id)}: {f'already over, but {ended.note}' if ended.note else became}")

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+SHOWN_OF_KEY = 5  # characters of a key that may be seen where a text was cut off in its midst
+
 
 def printable(text: str, limit: int = 300) -> str:
     """Return *text* fit for a terminal: control characters escaped, at most *limit* characters.
@@ -22,12 +24,24 @@ def printable(text: str, limit: int = 300) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+class Secret(str):
+    """A text with a key in it, which no traceback shows: pytest prints a frame's variables by their ``repr``."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
 def redact(text: str, key: str) -> str:
-    """Return *text* without *key*, in whatever form a URL or a ``repr`` gives it."""
+    """Return *text* without *key*, in whatever form a URL or a ``repr`` gives it, cut off in the middle or not."""
     from urllib.parse import quote  # takes milliseconds that most runs need not pay
 
-    for form in (key, quote(key, safe=""), quote(key), repr(key)[1:-1]):
+    for form in (str(key), quote(key, safe=""), quote(key), repr(str(key))[1:-1]):
         text = text.replace(form, "***")
+    if "..." in text:  # pytest cuts what is long so
+        for length in range(len(key) - 1, SHOWN_OF_KEY, -1):
+            text = text.replace(f"{key[:length]}...", "***...").replace(f"...{key[-length:]}", "...***")
     return text
 
 

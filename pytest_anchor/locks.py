@@ -19,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+JOURNAL = "journal.jsonl"
+JOURNAL_LOCK = "journal.lock"  # made once the first owner's lock is held
 _OWNER = ".owner"
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 CAN_TELL = fcntl is not None  # whether this system lets go of a lock at any death
@@ -29,6 +31,11 @@ _ATTEMPTS = 40  # somebody who asks whether a lock is held has it for a moment h
 def owner_lock(folder: str | os.PathLike[str], owner: str) -> str:
     """The path of the lock that *owner* of the run in *folder* holds while it lives."""
     return os.path.join(folder, owner + _OWNER)
+
+
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether a run has made the folder: what else lies in a registry is somebody's, and not looked into."""
+    return any(os.path.lexists(os.path.join(folder, name)) for name in (JOURNAL, JOURNAL_LOCK))
 
 
 def has_owners(folder: str | os.PathLike[str]) -> bool:

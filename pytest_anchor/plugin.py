@@ -17,9 +17,10 @@ import pytest
 
 # What creates and ends sessions is imported where it is used: a run without a session does not pay for it.
 from .errors import AnchorConfigError, AnchorError, redact
-from .locks import has_owners, is_held, owner_lock
+from .locks import has_owners, is_held, is_run, owner_lock
 from .settings import (
     BASE_URL_VARIABLE,
+    CHROMIUM_VARIABLE,
     DEFAULT_BASE_URL,
     END,
     KEY_VARIABLES,
@@ -152,11 +153,17 @@ class _Plugin:
                 self.owner.join()
 
 
-class _Warnings:
-    """Keeps the key out of the warnings summary: a plugin of its own, since this hook is not told of the config."""
+class _Redaction:
+    """Keeps the key out of reports and warnings: a plugin of its own, since these hooks are not told of the config."""
 
     def __init__(self, plugin: _Plugin) -> None:
         self._plugin = plugin
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Clean what a test prints, raises and records, before anybody shows it or sends it to the controller."""
+        if key := self._plugin.secret:
+            _without_key(report, key)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
@@ -195,7 +202,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except AnchorConfigError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[_KEY] = plugin = _Plugin(settings, config, worker=bool(values))
-    config.pluginmanager.register(_Warnings(plugin), "pytest_anchor_warnings")
+    config.pluginmanager.register(_Redaction(plugin), "pytest_anchor_redaction")
 
 
 def _settings(config: pytest.Config) -> Settings:
@@ -209,8 +216,8 @@ def _settings(config: pytest.Config) -> Settings:
         beside = config.inipath.parent if config.inipath else config.rootpath
         return Path(beside, ini) if (ini := config.getini("anchor_registry")) else config.rootpath / REGISTRY_NAME
 
-    base_url = config.getoption("anchor_base_url")
-    if base_url and config.getoption("anchor_local"):
+    base_url = config.getoption("anchor_base_url") or os.environ.get(BASE_URL_VARIABLE)
+    if config.getoption("anchor_base_url") and config.getoption("anchor_local"):
         raise AnchorConfigError("--anchor-local and --anchor-base-url exclude each other: give one of them")
     local = bool(config.getoption("anchor_local") or (config.getini("anchor_local") and not base_url))
     invocation = new_invocation()
@@ -221,7 +228,7 @@ def _settings(config: pytest.Config) -> Settings:
         base_url="" if local else check_base_url(value("base_url", BASE_URL_VARIABLE, DEFAULT_BASE_URL)),
         api_key=f"local-{os.urandom(16).hex()}" if local else key_from_environment(),
         local=local,
-        chromium=value("chromium"),
+        chromium=value("chromium", CHROMIUM_VARIABLE),
         on_leak=check_choice("--anchor-on-leak", value("on_leak", default="fail"), ON_LEAK),
         sweep_timeout=check_seconds("--anchor-sweep-timeout", value("sweep_timeout", default="60")),
         sweep_at_once=check_number("--anchor-sweep-at-once", value("sweep_at_once", default="16"), 1, 256),
@@ -244,7 +251,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def _has_dead_runs(registry: Path) -> bool:
-    return registry.is_dir() and not all(has_owners(one) for one in registry.iterdir() if one.is_dir())
+    return registry.is_dir() and any(is_run(one) and not has_owners(one) for one in registry.iterdir())
 
 
 def _start_recovery(plugin: _Plugin) -> threading.Thread:
@@ -327,32 +334,24 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     item.config.stash[_KEY].begin(item, nextitem)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Any:
-    """Keep the key out of what a test prints, raises and records: a cdp_url contains it."""
-    report = yield
-    if key := item.config.stash[_KEY].secret:
-        text = f"{report.longrepr}{report.sections}{report.user_properties}{getattr(report, 'wasxfail', '')}"
-        if redact(text, key) != text:
-            _without_key(report, key)
-    return report
-
-
 def _without_key(report: pytest.TestReport, key: str) -> None:
-    def clean(value: Any) -> str:
-        return redact(str(value), key)
+    """Keep the key out of a report: a cdp_url contains it."""
+
+    def clean(value: Any) -> Any:
+        text = str(value)
+        cleaned = redact(text, key)
+        # A handle's URL becomes a plain text, too: xdist sends nothing else.
+        return cleaned if cleaned != text or isinstance(value, str) else value
 
     if isinstance(report.longrepr, tuple):  # a skip: file, line and reason
         path, line, reason = report.longrepr
         report.longrepr = (path, line, clean(reason))
-    elif report.longrepr:
+    else:
         report.longrepr = clean(report.longrepr)
     if hasattr(report, "wasxfail"):
         report.wasxfail = clean(report.wasxfail)
     report.sections = [(name, clean(text)) for name, text in report.sections]
-    report.user_properties = [
-        (name, clean(value) if clean(value) != str(value) else value) for name, value in report.user_properties
-    ]
+    report.user_properties = [(name, clean(value)) for name, value in report.user_properties]
 
 
 # Innermost, but after all that is no wrapper: pytest's own last teardown is a pytest_sessionfinish too, xdist's waits

@@ -1,7 +1,8 @@
-"""The progress line of a sweep that takes its time."""
+"""What is written while a sweep goes on: its progress line, and what the command line says."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from typing import TYPE_CHECKING, Any
@@ -49,8 +50,8 @@ class Progress:
 class Console:
     """A plain stream with what a progress line uses of pytest's terminal reporter."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.isatty = stream.isatty()
+    def __init__(self, stream: TextIO | None) -> None:
+        self.isatty = stream is not None and stream.isatty()
         self._stream = stream
         self._width = 0
 
@@ -59,14 +60,28 @@ class Console:
 
     def rewrite(self, line: str, *, erase: bool) -> None:
         """Write *line* in the place of the last, and stay at its beginning."""
-        self._stream.write(f"\r{line.ljust(self._width if erase else 0)}\r")
-        self._stream.flush()
+        write(self._stream, f"\r{line.ljust(self._width if erase else 0)}\r")
         self._width = len(line)
 
     def write_line(self, line: str) -> None:
         """Write *line* and go to the next."""
-        self._stream.write(f"{line}\n")
-        self._stream.flush()
+        write(self._stream, f"{line}\n")
+
+
+def write(stream: TextIO | None, text: str) -> None:
+    """Write *text*, unless nobody can read it: that must not keep a session from being ended.
+
+    :param stream: ``None`` where it was closed before the process began.
+    """
+    if stream is None:
+        return
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:  # the reader has gone, or the disk is full; what is still in the buffer goes nowhere, too
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _line(done: int, total: int, *, bar: bool) -> str:

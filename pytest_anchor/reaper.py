@@ -45,12 +45,13 @@ def ensure(folder: Path, *, run_id: str, base_url: str, key: str, remove: bool =
     from filelock import FileLock
 
     from . import detached
+    from .errors import Secret
 
     try:
         with FileLock(folder / "reaper.start", timeout=START_TIMEOUT, mode=0o600):
             if is_watching(folder):  # another owner was faster
                 return True
-            told = json.dumps({"run_id": run_id, "base_url": base_url, "key": key, "remove": remove})
+            told = Secret(json.dumps({"run_id": run_id, "base_url": base_url, "key": key, "remove": remove}))
             said = detached.start([__name__, str(folder)], told, folder / LOG, timeout=START_TIMEOUT)
         if said == _WATCHING:
             return True

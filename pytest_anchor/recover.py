@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .errors import AnchorError, AnchorRegistryError
-from .locks import has_owners
-from .registry import JOURNAL, Record, Run, check_registry, is_own_folder
+from .locks import has_owners, is_run
+from .registry import Record, Run, check_registry, is_own_folder
 from .settings import check_key
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 GIVE_UP = 7 * 86400.0  # seconds after which no session of Anchor's can be running any more
 NEVER_WAS = 3600.0  # seconds after which a creation that the API's list does not show never took effect
-_HALF_MADE = 60.0  # seconds in which a new run's folder may still be without a lock
 
 
 @dataclass
@@ -58,21 +57,22 @@ def runs(registry: Path) -> list[Run]:
     """
     if not check_registry(registry):
         return []
-    return [Run(one, "recovery") for one in sorted(registry.iterdir()) if is_own_folder(one)]
+    return [Run(one, "recovery") for one in sorted(registry.iterdir()) if is_own_folder(one) and is_run(one)]
 
 
 def is_dead(run: Run) -> bool:
     """Whether no process of the run is left."""
-    if has_owners(run.folder):
-        return False
-    with suppress(OSError):
-        return (run.folder / JOURNAL).exists() or time.time() - run.folder.stat().st_mtime > _HALF_MADE
-    return False
+    return is_run(run.folder) and not has_owners(run.folder)
 
 
 def is_of(record: Record, api: AnchorAPI) -> bool:
     """Whether the record's session was created with this key, at this base URL."""
     return (record.base_url, record.fingerprint) == (api.base_url, api.fingerprint)
+
+
+def is_given_up(left: list[Record]) -> bool:
+    """Whether nothing of what is *left* of a run can be running any more."""
+    return bool(left) and all(time.time() - one.time > GIVE_UP for one in left)
 
 
 def recover_all(settings: Settings, **sweeping: Any) -> Iterator[Recovery]:
@@ -144,7 +144,7 @@ def _recover(
                 _forget_what_never_was(run)
     done.ended = [one for one in state.records.values() if one.state == "ended" and one.nonce not in before]
     done.left = _left(state)
-    if done.left and all(time.time() - one.time > GIVE_UP for one in done.left):
+    if is_given_up(done.left):
         done.left, done.given_up = [], done.left
     if not done.left and not (state.unreadable and time.time() - done.died < GIVE_UP):
         run.remove()

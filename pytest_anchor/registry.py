@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from filelock import FileLock, Timeout, lock_descriptor, unlock_descriptor
 
 from .errors import AnchorRegistryError
-from .locks import hold, is_held, open_file, owner_lock
+from .locks import JOURNAL, JOURNAL_LOCK, hold, is_held, open_file, owner_lock
 from .settings import REGISTRY_NAME
 from .tags import is_session_id
 
@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 LOCK_TIMEOUT = 10.0  # seconds; a write takes microseconds, so a longer wait means a stopped process
 
 _LOCK_PAUSE = 0.001  # seconds between attempts
-
-JOURNAL = "journal.jsonl"
 
 MOST = 1_000_000  # what no number of tries, and no status, comes to
 
@@ -344,7 +342,7 @@ class Run:
     def _guarded(self, deadline: float = float("inf")) -> Iterator[None]:
         patience = min(self._lock_timeout, max(deadline - time.monotonic(), 0.0))
         try:
-            with guarded(self.folder / "journal.lock", patience):
+            with guarded(self.folder / JOURNAL_LOCK, patience):
                 self._lock_timeout = LOCK_TIMEOUT
                 yield
         except Timeout:

@@ -134,7 +134,13 @@ class Report:
             if self.log is not None:
                 yield Line(f"the reaper goes on trying; it writes to {self.log}")
             else:
-                yield Line("the next run here tries again; so does: python -m pytest_anchor sweep")
+                yield Line(f"the next run here tries again; so does: {self._sweep_command()}")
+
+    def _sweep_command(self) -> str:
+        """The command that goes on where this run has left off."""
+        urls = {one.base_url for one in (*self.leaked, *self.unresolved)}
+        where = _base_url_option(urls.pop()) if len(urls) == 1 else ""
+        return f"python -m pytest_anchor sweep {where}--registry {shlex.quote(printable(str(self.folder.parent)))}"
 
     def _counts(self) -> str:
         ended = Counter(map(_became, (one for one in self.created if not one.open)))
@@ -162,9 +168,12 @@ def teardown_section(failures: list[tuple[str, AnchorAPIError]]) -> str:
 
 def end_command(record: Record) -> str:
     """The command that ends one session by hand."""
-    elsewhere = record.base_url not in ("", DEFAULT_BASE_URL)
-    where = f"--base-url {shlex.quote(printable(record.base_url))} " if elsewhere else ""
-    return f"python -m pytest_anchor end {where}{record.id}"
+    dashes = "-- " if str(record.id).startswith("-") else ""
+    return f"python -m pytest_anchor end {_base_url_option(record.base_url)}{dashes}{record.id}"
+
+
+def _base_url_option(base_url: str) -> str:
+    return f"--base-url {shlex.quote(printable(base_url))} " if base_url not in ("", DEFAULT_BASE_URL) else ""
 
 
 def describe(state: State) -> str:

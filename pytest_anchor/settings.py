@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import AnchorConfigError, printable
+from .errors import AnchorConfigError, Secret, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 DEFAULT_BASE_URL = "https://api.anchorbrowser.io"
 KEY_VARIABLES = ("ANCHORBROWSER_API_KEY", "ANCHOR_API_KEY")
 BASE_URL_VARIABLE = "ANCHORBROWSER_BASE_URL"
+CHROMIUM_VARIABLE = "PYTEST_ANCHOR_CHROMIUM"
 REGISTRY_NAME = ".pytest_anchor"
 KEYWORDS = ("session", "browser", "integrations", "identities")  # of a creation, as in POST /v1/sessions
 ON_LEAK = ("fail", "warn")
@@ -133,9 +134,9 @@ def check_run_id(value: str) -> str:
     return value
 
 
-def key_from_environment() -> str | None:
+def key_from_environment() -> Secret | None:
     """The first API key that the environment holds, or ``None``."""
-    return next((key for name in KEY_VARIABLES if (key := os.environ.get(name))), None)
+    return next((Secret(key) for name in KEY_VARIABLES if (key := os.environ.get(name))), None)
 
 
 def check_key(key: str | None) -> str:

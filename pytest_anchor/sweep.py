@@ -258,15 +258,20 @@ class _NotOursError(AnchorAPIError):
     pass
 
 
-def _check_seal(api: AnchorAPI, run: Run, record: Record) -> None:
-    """Refuse to end what this run, with this key and base URL, has not created: records lie on a disk."""
+def is_sealed(api: AnchorAPI, run: Run, record: Record) -> bool:
+    """Whether this run, with this key and base URL, has created the session: records lie on a disk."""
     of_this_run = record.nonce.startswith(f"{run.folder.name}-") and record.place == run.place
-    if of_this_run and compare_digest(record.seal, api.seal(record.nonce, str(record.id))):
+    return of_this_run and compare_digest(record.seal, api.seal(record.nonce, str(record.id)))
+
+
+def _check_seal(api: AnchorAPI, run: Run, record: Record) -> None:
+    if is_sealed(api, run, record):
         return
     raise _NotOursError(
         f"end session {record.id}",
         message="it is on record as created with another key or base URL, or the record was edited; nothing was sent",
         remedy="Look at the account's sessions in Anchor's dashboard.",
+        tries=0,
     )
 
 

@@ -4,13 +4,16 @@ import pickle
 import pytest
 
 from pytest_anchor.errors import (
+    SHOWN_OF_KEY,
     AnchorAPIError,
     AnchorConfigError,
     AnchorError,
     AnchorLostCreateError,
     AnchorRegistryError,
     Limit,
+    Secret,
     printable,
+    redact,
 )
 
 
@@ -58,6 +61,26 @@ def test_other_errors_survive_pickling(kind):
     again = pickle.loads(pickle.dumps(kind("a sentence")))
     assert type(again) is kind
     assert str(again) == "a sentence"
+
+
+def test_a_key_is_taken_out_of_a_text_that_was_cut_off_in_its_midst():
+    key = "key-SECRET-4711"
+    for cut in range(1, len(key)):
+        left, right = redact(f"apiKey={key[:cut]}...bbb", key), redact(f"aaa...{key[-cut:]}&sessionId", key)
+        for text in (left, right):
+            assert not any(key[at : at + SHOWN_OF_KEY + 1] in text for at in range(len(key) - SHOWN_OF_KEY))
+        assert "..." in left
+        assert "..." in right
+    assert redact(f"a...{key}...b", key) == "a...***...b"
+    assert redact("wait...", key) == "wait..."
+
+
+def test_a_secret_shows_in_no_repr():
+    secret = Secret("key-SECRET-4711")
+    assert repr(secret) == repr({1: secret})[4:-1] == "'***'"
+    assert f"{secret}" == str(secret) == secret == "key-SECRET-4711"
+    assert type(str(secret)) is str
+    assert redact(f"x{secret}", secret) == "x***"
 
 
 def test_hierarchy():

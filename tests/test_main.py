@@ -18,7 +18,8 @@ from records import intend, intend_with, lost, opened, tags
 from pytest_anchor import progress
 from pytest_anchor.__main__ import main
 from pytest_anchor.api import AnchorAPI
-from pytest_anchor.registry import JOURNAL, Run
+from pytest_anchor.locks import JOURNAL
+from pytest_anchor.registry import Run
 from pytest_anchor.tags import TAG, new_tag, run_tag
 
 HOUR = 3600.0
@@ -117,7 +118,7 @@ def test_a_session_that_is_over_is_no_failure(server, environment, capsys):
     session_id = server.add(TAG)
     server.end(session_id)
     assert main(["end", session_id]) == 0
-    assert capsys.readouterr().out == f"{session_id}: already over\n"
+    assert capsys.readouterr().out == f"{session_id}: already over, or no session of this account\n"
 
 
 def test_what_the_api_still_lists_is_noted(server, environment, capsys):
@@ -217,7 +218,10 @@ def test_ls_of_nothing(dead, registry, capsys):
 def test_ls_where_there_never_was_a_run_needs_no_key(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["ls"]) == 0
-    assert capsys.readouterr().out == "No session is open on record in a .pytest_anchor here or in a folder above.\n"
+    assert (
+        capsys.readouterr().out
+        == "No session is open on record: there is no .pytest_anchor here or in a folder above.\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -227,6 +231,12 @@ def test_ls_of_one_run_id(server, api, dead, capsys):
     assert main(["ls", "--json", "--run-id", "github-2"]) == 1
     assert [row["test"] for row in told(capsys)] == ["test_b"]
     assert main(["ls", "--run-id", "github-3"]) == 0
+
+
+def test_ls_remote_needs_no_registry(server, untrusted, alive, capsys):
+    one = server.add(TAG, run_tag("r1"))
+    assert main(["ls", "--remote", "--json", "--run-id", "r1"]) == 1
+    assert [(row["id"], row["test"]) for row in told(capsys)] == [(one, None)]
 
 
 def test_the_nearest_registry_is_taken(api, dead, monkeypatch, tmp_path, capsys):
@@ -246,14 +256,19 @@ def test_the_nearest_registry_is_taken(api, dead, monkeypatch, tmp_path, capsys)
     assert [row["test"] for row in told(capsys)] == ["far"]
 
 
-@pytest.mark.parametrize("command", [["ls"], ["ls", "--remote"], ["sweep"], ["sweep", "--dry-run"]], ids=" ".join)
-@pytest.mark.parametrize("what", ["others may write", "a link", "a file"])
-def test_a_registry_that_cannot_be_trusted_is_refused(server, dead, registry, capsys, command, what):
+@pytest.fixture(params=["others may write", "a link", "a file"])
+def untrusted(request, dead, registry):
+    """The registry cannot be trusted any more."""
+    what = request.param
     if what == "others may write":
         registry.chmod(0o777)
     else:
         registry.rename(registry.with_name("moved"))
         registry.symlink_to("moved") if what == "a link" else registry.write_text("")
+
+
+@pytest.mark.parametrize("command", [["ls"], ["sweep"], ["sweep", "--dry-run"]], ids=" ".join)
+def test_a_registry_that_cannot_be_trusted_is_refused(server, untrusted, capsys, command):
     assert main(command) == 2
     assert "cannot be used" in capsys.readouterr().err
     assert server.requests == []
@@ -547,6 +562,38 @@ def test_what_a_local_backend_served_is_over_with_it_and_nothing_else_is(server,
     assert alive() == []
 
 
+def test_sweep_dry_run_tells_what_would_be_left_alone(server, api, dead, alive, capsys, monkeypatch):
+    intend_with(api, dead, "dead-1", test="edited")
+    dead.append("created", "dead-1", id="abc", seal="0" * 32)
+    intend_with(api, dead, "dead-2", test="theirs", fingerprint="0" * 16)
+    intend(dead, "dead-3", test="moved", base_url=api.base_url, fingerprint=api.fingerprint, place=1)
+    opened(server, api, dead, "dead-4", test="ours")
+    ids = alive()
+    expected = [
+        "would leave alone, since its record was edited: abc of edited",
+        "would leave alone, since it was created with another key or base URL: a creation of theirs",
+        "would leave alone, since it is on record elsewhere: a creation of moved",
+        f"would end {ids[0]} of ours",
+    ]
+    assert main(["sweep", "--dry-run"]) == 1
+    assert capsys.readouterr().out.splitlines() == expected
+    assert main(["sweep"]) == 1
+    assert alive() == []
+    assert server.count("DELETE") == server.count("DELETE", f"/v1/sessions/{ids[0]}") == 1
+    assert "tried" not in capsys.readouterr().err
+    monkeypatch.delenv("ANCHORBROWSER_API_KEY")
+    assert main(["sweep", "--dry-run"]) == 1
+    assert "no API key is set" in capsys.readouterr().err
+
+
+def test_sweep_dry_run_tells_what_would_be_given_up(api, dead, capsys):
+    intend_with(api, dead, "dead-1", test="theirs", fingerprint="0" * 16, time=time.time() - 8 * 24 * HOUR)
+    assert main(["sweep", "--dry-run"]) == 1
+    assert capsys.readouterr().out.startswith("would give up on, since it was created with another key")
+    assert main(["sweep"]) == 1
+    assert "GAVE UP on a creation of theirs" in capsys.readouterr().err
+
+
 def test_an_edited_record_ends_nothing(server, api, dead, strangers, capsys):
     intend_with(api, dead, "dead-1")
     dead.append("created", "dead-1", id=strangers[0], seal="0" * 32)
@@ -594,6 +641,12 @@ def test_what_appears_during_a_sweep_is_ended(server, environment, alive):
     assert main(["sweep", "--run-id", "r1"]) == 0
     assert alive() == []
     assert server.count("DELETE") == 2
+
+
+def test_the_age_of_what_has_just_been_created_is_none(server, environment, alive, capsys):
+    server.add(TAG, "checkout")  # later than the whole second that the answer's Date header tells
+    assert main(["sweep", "--tag", "checkout", "--older-than", "0"]) == 0
+    assert alive() == []
 
 
 def test_trouble_that_passes_is_waited_for(server, environment, alive, capsys):
@@ -946,6 +999,30 @@ def test_a_terminal_that_knows_no_such_letter(api, dead):
     status, out, err = finished(command("ls", PYTHONIOENCODING="ascii"))
     assert (status, err) == (1, "")
     assert "\\xe9" in out
+
+
+@pytest.mark.parametrize("by", ["record", "tags", "ids"])
+@pytest.mark.parametrize("lost", ["out", "err", "both"])
+def test_output_that_nobody_reads_keeps_nothing_from_being_ended(server, dead, alive, by, lost):
+    api = AnchorAPI(server.url, KEY)
+    ids = [opened(server, api, dead, f"dead-{n}") for n in range(5)]
+    server.fail_always("DELETE", fs.once_each(fs.status(409)))
+    # The reader of a pipe has gone, or there was no stream from the start.
+    lose = {"out": " | true", "err": " 2>&-", "both": " >&- 2>&-"}[lost]
+    arguments = {"record": "sweep", "tags": "sweep --run-id r1", "ids": f"end {' '.join(ids)}"}[by]
+    for _ in range(2):
+        done = subprocess.run(
+            f"{sys.executable} -m pytest_anchor {arguments}{lose}",
+            shell=True,
+            env={**run_environment(), **server.env},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr
+        assert "Broken pipe" not in done.stderr
+    assert alive() == []
 
 
 @pytest.mark.parametrize("by", ["record", "tags", "ids"])

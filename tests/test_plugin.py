@@ -245,6 +245,24 @@ def test_the_order_of_settings(
     assert server.count("POST") == 1
 
 
+def test_an_api_in_the_environment_wins_over_a_local_one_in_the_ini_file(
+    run: Runner, pytester: pytest.Pytester, server: FaultServer
+):
+    pytester.makeini("[pytest]\nanchor_local = true\n")
+    run("def test_a(anchor_session): anchor_session()").assert_outcomes(passed=1)
+    assert server.count("POST") == 1
+
+
+def test_a_chromium_in_the_environment_wins_over_one_in_the_ini_file(
+    run: Runner, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PYTEST_ANCHOR_CHROMIUM", "/from/the/environment")
+    pytester.makeini("[pytest]\nanchor_chromium = /from/the/ini/file\n")
+    result = run("def test_a(anchor_session): anchor_session()", "--anchor-local")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*the Chromium that was named, /from/the/environment, is no program*"])
+
+
 def test_the_second_name_of_the_key(run: Runner, server: FaultServer, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ANCHORBROWSER_API_KEY", "")
     monkeypatch.setenv("ANCHOR_API_KEY", KEY)
@@ -287,7 +305,9 @@ def test_the_reaper_can_be_switched_off(run: Runner, pytester: pytest.Pytester, 
     result = run("def test_a(anchor_session): anchor_session()", *args)
     (journal,) = pytester.path.glob(".pytest_anchor/*/journal.jsonl")
     assert [path.name for path in journal.parent.glob("reaper.*")] == []
-    result.stdout.fnmatch_lines(["the next run here tries again; so does: python -m pytest_anchor sweep"])
+    result.stdout.fnmatch_lines(
+        ["the next run here tries again; so does: python -m pytest_anchor sweep --base-url http:*--registry *"]
+    )
 
 
 @pytest.mark.parametrize("how", ["option", "ini"])

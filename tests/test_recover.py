@@ -14,9 +14,9 @@ from real_runs import Suite
 from records import ERROR, intend_with, lost, opened
 
 from pytest_anchor.errors import AnchorRegistryError
-from pytest_anchor.locks import hold
+from pytest_anchor.locks import JOURNAL, hold
 from pytest_anchor.recover import is_dead, recover_all, runs
-from pytest_anchor.registry import JOURNAL, Run, State
+from pytest_anchor.registry import Run, State
 from pytest_anchor.report import Report
 from pytest_anchor.session import Owner
 
@@ -282,15 +282,20 @@ def test_a_folder_that_was_moved_is_recovered(server, die, recovered, settings, 
     assert server.alive == []
 
 
-def test_a_folder_that_is_being_made_is_left_alone(settings, recovered):
-    folder = settings.folder.parent / "young"
-    folder.mkdir(parents=True)
-    assert recovered() == []
-    assert folder.exists()
-    long_ago = time.time() - 100
-    os.utime(folder, (long_ago, long_ago))
-    assert recovered() == []
-    assert not folder.exists()
+def test_what_no_run_has_made_is_left_alone(settings, recovered, tmp_path):
+    registry = settings.folder.parent
+    empty, full = registry / "0123456789abcdef", registry / "src"
+    for folder in (empty, full):
+        folder.mkdir(parents=True)
+    for name in ("a.py", "main.owner", "sweep.lock"):
+        (full / name).write_text("precious")
+    long_ago = time.time() - 30 * 86400
+    for folder in (empty, full):
+        os.utime(folder, (long_ago, long_ago))
+    assert runs(registry) == recovered() == []
+    assert not is_dead(Run(empty, "x"))
+    assert empty.exists()
+    assert sorted(one.name for one in full.iterdir()) == ["a.py", "main.owner", "sweep.lock"]
 
 
 def test_links_and_files_in_a_registry_are_no_runs(server, settings, die, recovered, tmp_path):

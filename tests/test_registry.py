@@ -13,7 +13,8 @@ from records import ERROR, NO_IDS, intend
 
 from pytest_anchor import registry
 from pytest_anchor.errors import AnchorRegistryError
-from pytest_anchor.registry import JOURNAL, MAX_LINE, Record, Run, State, check_registry
+from pytest_anchor.locks import JOURNAL
+from pytest_anchor.registry import MAX_LINE, Record, Run, State, check_registry
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change owners")
 

@@ -77,7 +77,7 @@ def test_a_leak():
         "  HTTP 500 code E1: “oops” (tried 8 times). Wait.",
         "  end it by hand: python -m pytest_anchor end --base-url http://localhost:1 s-1",
         "this is on record in /reg/run",
-        "the next run here tries again; so does: python -m pytest_anchor sweep",
+        "the next run here tries again; so does: python -m pytest_anchor sweep --base-url http://localhost:1 --registry /reg",
     ]
     markup = [line.markup for line in made.lines()]
     assert markup[:2] == [{"red": True, "bold": True}, {"red": True}]
@@ -100,7 +100,7 @@ def test_unresolved_creations():
         "UNRESOLVED a creation of t.py::a [gw1]",
         f"{unknown}no answer had come when its run ended",
         "this is on record in /reg/run",
-        "the next run here tries again; so does: python -m pytest_anchor sweep",
+        "the next run here tries again; so does: python -m pytest_anchor sweep --registry /reg",
     ]
     assert next(made.lines()).markup == {"green": False}
 
@@ -155,7 +155,7 @@ def test_an_interrupted_sweep_says_so_and_fails_the_run():
         "1 session created: 1 ended by the tests",
         "the sweep was interrupted before it was done",
         "this is on record in /reg/run",
-        "the next run here tries again; so does: python -m pytest_anchor sweep",
+        "the next run here tries again; so does: python -m pytest_anchor sweep --registry /reg",
     ]
 
 

@@ -13,7 +13,8 @@ import pytest
 from fault_server import KEY
 
 from pytest_anchor.errors import AnchorAPIError, AnchorConfigError, AnchorLostCreateError, AnchorRegistryError
-from pytest_anchor.registry import JOURNAL, Run
+from pytest_anchor.locks import JOURNAL
+from pytest_anchor.registry import Run
 from pytest_anchor.session import AnchorSessionFactory, Owner, check_keywords, merge, with_tags
 
 

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import aiohttp
 
+from ..settings import CHROMIUM_VARIABLE
 from .cdp import Page
 from .errors import ChromiumError
 
@@ -46,13 +47,13 @@ _MAC_APPS = (
     "/Applications/Microsoft Edge.app/Contents/MacOS/Microsoft Edge",
 )
 _PLAYWRIGHT_GLOBS = ("chromium-*/chrome-linux*/chrome", "chromium-*/chrome-mac*/*.app/Contents/MacOS/*")
-_REMEDY = """\
+_REMEDY = f"""\
 No Chromium was found. Get one with
   Debian, Ubuntu:  sudo apt-get install chromium
   Fedora:          sudo dnf install chromium
   macOS:           brew install --cask chromium
   anywhere:        python -m playwright install chromium
-or name one with --chromium or PYTEST_ANCHOR_CHROMIUM."""
+or name one with --chromium or {CHROMIUM_VARIABLE}."""
 
 # Chromium reads commands from file descriptor 3, and ends when the last writer of that pipe is
 # gone: the backend. So the kernel ends Chromium even when the backend is killed, and this shell,
@@ -94,12 +95,11 @@ def find(option: str | None, environ: Mapping[str, str] = os.environ, platform: 
 
     :raises ChromiumError: there is none, or the one that was named is none; says how to get one.
     """
-    for source, named in (("--chromium", option), ("PYTEST_ANCHOR_CHROMIUM", environ.get("PYTEST_ANCHOR_CHROMIUM"))):
-        if named:
-            path = shutil.which(named, path=environ.get("PATH"))
-            if path is None:
-                raise ChromiumError(f"{source} names {named}, which is no program that can be run.")
-            return path
+    if named := option or environ.get(CHROMIUM_VARIABLE):
+        path = shutil.which(named, path=environ.get("PATH"))
+        if path is None:
+            raise ChromiumError(f"the Chromium that was named, {named}, is no program that can be run.")
+        return path
     for candidate in _candidates(environ, platform):
         path = shutil.which(candidate, path=environ.get("PATH"))
         if path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..locks import hold, wait_for_owners
+from ..settings import CHROMIUM_VARIABLE
 from .errors import ChromiumError
 from .launch import ALIVE
 from .limits import RateLimit
@@ -80,10 +81,10 @@ def _parser() -> argparse.ArgumentParser:
         "a session that asks for what a test would miss is refused with a 400.",
     )
     parser.add_argument("--host", type=_loopback, default="127.0.0.1", help="loopback address (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="port; 0 takes any free one (default)")
+    parser.add_argument("--port", type=_port, default=0, help="port; 0 takes any free one (default)")
     browser = parser.add_mutually_exclusive_group()
     browser.add_argument(
-        "--chromium", metavar="PATH", help="the Chromium to use (default: $PYTEST_ANCHOR_CHROMIUM, or the first found)"
+        "--chromium", metavar="PATH", help=f"the Chromium to use (default: ${CHROMIUM_VARIABLE}, or the first found)"
     )
     browser.add_argument("--browserless", action="store_true", help="start no Chromium: sessions are mere records")
     parser.add_argument("--rate", type=_rate, metavar="N/SECONDS", help="limit creations, for example 5/60")
@@ -120,6 +121,12 @@ def _rate(text: str) -> RateLimit:
         return RateLimit.parse(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not N/SECONDS, as in 5/60") from None
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, a number from 0 to 65535")
+    return int(text)
 
 
 def _count(text: str) -> int:

@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import pickle
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -31,8 +33,9 @@ from pytest_anchor import reaper, registry
 from pytest_anchor.__main__ import main
 from pytest_anchor.api import AnchorAPI, Created
 from pytest_anchor.errors import AnchorAPIError
+from pytest_anchor.locks import JOURNAL
 from pytest_anchor.recover import Recovery, recover_all
-from pytest_anchor.registry import JOURNAL, Record, Run, State
+from pytest_anchor.registry import Record, Run, State
 from pytest_anchor.report import Report
 from pytest_anchor.session import AnchorSessionFactory, Owner
 from pytest_anchor.settings import Settings, ci_run_id
@@ -185,6 +188,42 @@ def test_an_odd_file_of_a_dead_run_hides_no_session_and_stops_no_recovery(
     status = within(5, lambda: main(["sweep", "--timeout=5"]))
     assert theirs not in server.alive or (status and capsys.readouterr().err)
     assert_not_followed(odd.folder / name)
+
+
+def test_a_registry_among_other_files_costs_none_of_them(suite: Suite):
+    (suite.folder / "pytest.ini").write_text("[pytest]\nanchor_registry = .\naddopts = -p no:cacheprovider\n")
+    precious = [suite.folder / name for name in ("src/a.py", ".git/config", "out/0123456789abcdef/screen.png")]
+    for file in precious:
+        file.parent.mkdir(parents=True)
+        file.write_text("precious")
+        os.utime(file.parent, (0, 0))
+    suite.write("import os\ndef test_a(anchor_session):\n    anchor_session()\n")
+    suite.write("import os\ndef test_a(anchor_session):\n    anchor_session()\n    os._exit(1)\n", "test_b.py")
+
+    def foreign() -> list[Path]:
+        return sorted(one for name in ("src", ".git", "out") for one in (suite.folder / name).rglob("*"))
+
+    before = foreign()
+    for _ in range(2):
+        suite.run("test_b.py")
+    suite.run("test_it.py")
+    assert not suite.alive
+    for command in (["ls"], ["sweep"], ["sweep", "--dry-run"]):
+        assert main([*command, "--registry", str(suite.folder)]) == 0
+    assert foreign() == before
+    assert all(file.read_text() == "precious" for file in precious)
+
+
+def test_the_command_that_a_run_advises_ends_what_it_left(suite: Suite, monkeypatch: pytest.MonkeyPatch):
+    suite.server.fail_always("DELETE", faults.status(500))
+    suite.write("def test_a(anchor_session): anchor_session()\n")
+    run = suite.run("--anchor-registry", "else where", "--anchor-sweep-timeout=0.5")
+    assert suite.alive
+    (advice,) = re.findall(r"so does: (python -m pytest_anchor .*)", run.section)
+    suite.server.fail_always("DELETE", None)
+    monkeypatch.setenv("ANCHORBROWSER_API_KEY", KEY)  # and no base URL
+    assert main(shlex.split(advice)[3:]) == 0
+    assert not suite.alive
 
 
 @pytest.mark.parametrize("put", [link, fifo, folder, junk])
@@ -735,6 +774,29 @@ def test_ctrl_c_during_a_request_does_not_show_the_key(suite: Suite, method: str
     assert run.status == 2
     assert "KeyboardInterrupt" in run.out
     assert SECRET not in run.out + run.err
+
+
+SLOW_REAPER = """
+import pathlib, sys, time
+if "pytest_anchor.reaper" in sys.orig_argv:
+    pathlib.Path(__file__).with_name("begun").touch()
+    time.sleep(3)
+"""
+
+
+def test_ctrl_c_while_the_reaper_starts_does_not_show_the_key(suite: Suite):
+    suite.write(SLOW_REAPER, "sitecustomize.py")
+    suite.write("def test_a(anchor_session):\n    anchor_session()\n")
+    env = {**environment(**suite.server.env), "PYTHONPATH": f"{suite.folder}:{CHECKOUT}"}
+    process = suite.start("--full-trace", "-vv", "-l", reaper=True, env=env)
+    until((suite.folder / "begun").exists)
+    process.send_signal(signal.SIGINT)
+    run = suite.finish(process)
+    assert run.status == 2
+    assert "secret = '***'" in run.out
+    assert SECRET not in run.out + run.err
+    assert not suite.server.count("POST")
+    suite.wait_for_quiet()
 
 
 EXITS = """

@@ -89,6 +89,7 @@ def test_shows_it(anchor_session, leaky, request, record_property):
     session = anchor_session()
     url = session.cdp_url
     plain = str(url) + " "
+    cut_off = "a" * 80 + plain.replace("ws:", "wss:") + "b" * 400
     everything = {"url": plain, "config": request.config, "session": session, "factory": anchor_session}
     vars_of_it = vars(session)
     print(url)
@@ -132,6 +133,48 @@ def test_the_key_is_never_seen(suite: Suite, workers: int):
     assert "leaky" in run.out
     report = (suite.folder / "report.xml").read_text()
     assert "apiKey=***" in report
+    assert KEY[:6] not in run.out + report, "a part of it, where a long text was cut off"
+
+
+RECORDS = """
+def test_it(anchor_session, record_property):
+    session = anchor_session()
+    record_property("watch", session.live_view_url)
+    record_property("url", session.cdp_url)
+    record_property("number", 7)
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_urls_may_be_recorded_and_cross_to_the_controller_without_the_key(suite: Suite, workers: int):
+    suite.write(RECORDS)
+    run = suite.run("--junitxml=report.xml", "-o", "junit_family=xunit1", workers=workers)
+    assert run.outcomes == {"passed": 1}
+    report = (suite.folder / "report.xml").read_text()
+    assert f'<property name="watch" value="{suite.server.url}/live/' in report
+    assert "apiKey=***&amp;sessionId=" in report
+    assert '<property name="number" value="7"' in report
+
+
+SUBTESTS = """
+import logging
+
+def test_it(anchor_session, subtests):
+    url = anchor_session().cdp_url
+    for say in (print, logging.warning):
+        with subtests.test():
+            say(url)
+            assert not str(url)
+"""
+
+
+@pytest.mark.skipif(pytest.version_tuple < (9, 0), reason="the fixture came with pytest 9")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_key_is_in_no_report_of_a_subtest(suite: Suite, workers: int):
+    suite.write(SUBTESTS)
+    run = suite.run("-l", workers=workers)
+    assert run.status == 1
+    assert run.out.count("apiKey=***") >= 4
 
 
 def test_the_key_is_in_no_traceback_of_a_server_that_is_not_there(suite: Suite):

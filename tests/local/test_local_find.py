@@ -37,7 +37,7 @@ def test_the_order(tmp_path: Path):
     assert find(None, {**environ, "PYTEST_ANCHOR_CHROMIUM": named}, "linux") == named
     assert find(edge, {**environ, "PYTEST_ANCHOR_CHROMIUM": named}, "linux") == edge
     assert find("msedge", environ, "linux") == edge
-    with pytest.raises(ChromiumError, match="PYTEST_ANCHOR_CHROMIUM names /nowhere"):
+    with pytest.raises(ChromiumError, match="the Chromium that was named, /nowhere"):
         find(None, {**environ, "PYTEST_ANCHOR_CHROMIUM": "/nowhere"}, "linux")
 
 

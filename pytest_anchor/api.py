@@ -381,7 +381,7 @@ class AnchorAPI:
         alive = next((one for one in listed if one.alive), None)
         if (alive and not unknown) or (not listed and not (unknown or success)):
             raise refused
-        note = f"the API lists it as {printable(alive.status, 40)!r}" if alive else ""
+        note = f"the API lists it as {printable(self._without_key(alive.status), 40)!r}" if alive else ""
         return Ended(already=True, note=note)
 
     def sessions_with_tag(self, *tags: str, deadline: float) -> list[Listed]:

@@ -29,6 +29,7 @@ def configuration(node: pytest.Item | pytest.Collector, suite: Mapping[str, Any]
 
     :raises TypeError: they are no such configuration.
     """
+    __tracebackhide__ = True
     if not isinstance(suite, Mapping):
         raise TypeError(f"{DEFAULTS} must return a mapping, not {type(suite).__name__}")
     check_keywords(suite, DEFAULTS)

@@ -513,6 +513,7 @@ def _anchor_session(
     session.id, .live_view_url, .created_at, .end(). Twins for wider scopes: class_, module_,
     package_ and session_anchor_session.
     """
+    __tracebackhide__ = True
     from .coming import configuration
     from .report import teardown_section
     from .session import AnchorSessionFactory

@@ -216,6 +216,7 @@ class Owner:
 
         :raises AnchorRegistryError: the registry cannot be used.
         """
+        __tracebackhide__ = True
         with self._lock:
             if self._run is None:
                 if not CAN_TELL:
@@ -274,6 +275,7 @@ class Owner:
     def create(self, config: Mapping[str, Any], test: str) -> AnchorSession:
         """A session for *test*, new or created ahead: see :class:`AnchorSessionFactory` for what is raised."""
         __tracebackhide__ = True
+        check_config(config)
         self._before_create()
         self._note_user()
         run, api = self.open()
@@ -320,7 +322,6 @@ class Owner:
         try:
             run, api = self.open()
             config = with_tags(config, [TAG, run_tag(self.settings.run_id), new_tag(nonce)])
-            json.dumps(config, allow_nan=False)
             run.append(
                 "intent",
                 nonce,
@@ -490,8 +491,22 @@ def check_keywords(given: Mapping[str, Any], where: str) -> None:
 
     :raises TypeError: with the valid ones.
     """
+    __tracebackhide__ = True
     if unknown := sorted(set(given) - set(KEYWORDS)):
         raise TypeError(f"{where} got an unknown keyword {unknown[0]!r}; the valid ones are {', '.join(KEYWORDS)}")
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that cannot be sent.
+
+    :raises AnchorConfigError: ``session`` or its ``tags`` have no such form.
+    :raises TypeError: a value that JSON has no form for; so do ValueError and RecursionError say.
+    """
+    __tracebackhide__ = True
+    try:
+        json.dumps(with_tags(config, []), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise type(error)(f"the session's configuration cannot be sent: {error}") from None
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -513,6 +528,7 @@ def with_tags(config: Mapping[str, Any], tags: list[str]) -> dict[str, Any]:
 
     :raises AnchorConfigError: ``session`` or its ``tags`` have no such form.
     """
+    __tracebackhide__ = True
     session = config.get("session", {})
     if not isinstance(session, Mapping) or not isinstance(session.get("tags", []), (list, tuple)):
         raise AnchorConfigError("'session' must be a mapping, and its 'tags' a list of strings")

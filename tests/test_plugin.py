@@ -213,11 +213,16 @@ def test_config_is_merged_and_sent(run: Runner, pytester: pytest.Pytester, bodie
         "defaults-no-mapping",
     ],
 )
-def test_a_mistake_is_named_and_creates_nothing(run: Runner, server: FaultServer, test: str, message: str):
+def test_a_mistake_is_named_and_creates_nothing(
+    run: Runner, pytester: pytest.Pytester, server: FaultServer, test: str, message: str
+):
     result = run(test)
     assert result.ret == 1
     result.stdout.fnmatch_lines([message.replace("{}", "session, browser, integrations, identities")])
+    result.stdout.no_fnmatch_line("*.py:*: in *")  # the traceback shows the suite's own lines, not those below them
     assert not server.requests
+    assert not server.asked_for_cap
+    assert not (pytester.path / ".pytest_anchor").exists()
 
 
 # Settings.

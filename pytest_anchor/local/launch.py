@@ -25,6 +25,7 @@ def local_base_url(folder: Path, key: str, chromium: str) -> str:
     :param chromium: the browser's path, ``""`` to look for one.
     :raises AnchorConfigError: it cannot be started, with its own words.
     """
+    __tracebackhide__ = True
     address = folder / _ADDRESS
     with FileLock(folder / "local.lock", mode=0o600):
         if not address.exists():
@@ -46,6 +47,7 @@ def is_gone(folder: Path) -> bool:
 
 
 def _start(folder: Path, key: str, chromium: str) -> str:
+    __tracebackhide__ = True
     arguments = ["pytest_anchor", "local", "--key-from-stdin", "--watch-run", str(folder)]
     if chromium:
         # It works in another folder; a bare name is looked for on PATH.

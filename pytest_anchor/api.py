@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, InvalidHeader, MaxRetryError, NewConnectionError, ResponseError
 from urllib3.util.retry import Retry
 
@@ -201,11 +202,11 @@ class _TimedResponse(HTTPResponse):
         del self.headers["Set-Cookie"]  # nothing here wants one, and http.cookiejar warns of what it cannot read
 
 
-class _Connection(urllib3.connection.HTTPConnection):
+class _Connection(HTTPConnection):
     response_class = _TimedResponse
 
 
-class _SecureConnection(urllib3.connection.HTTPSConnection):
+class _SecureConnection(HTTPSConnection):
     response_class = _TimedResponse
 
 
@@ -652,7 +653,8 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 def _never_sent(error: BaseException) -> bool:
     """Whether the request surely did not reach the server: there was no connection to send it over."""
-    kinds = (*_NOT_CONNECTED, requests.exceptions.ProxyError, ssl.SSLCertVerificationError)
+    # Not ProxyError: urllib3 calls so, too, what was lost on a connection that a proxy had made.
+    kinds = (*_NOT_CONNECTED, ssl.SSLCertVerificationError)
     return any(isinstance(one, kinds) for one in _chain(error))
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 # What creates and ends sessions is imported where it is used: a run without a session does not pay for it.
-from .errors import AnchorConfigError, AnchorError, redact
+from .errors import AnchorConfigError, AnchorError, printable, redact
 from .locks import has_owners, is_held, is_run, owner_lock
 from .settings import (
     BASE_URL_VARIABLE,
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 TEARDOWN_TIMEOUT = 4.5  # seconds; xdist cuts an interrupted worker's teardown off after about 5
 CRASH_TIMEOUT = 20.0  # seconds for the sessions of a worker that died, while the run goes on
+JOIN_LOOK = 0.1  # seconds between a controller's looks at whether a worker has asked for a session
 JOIN_TIMEOUT = 1.5  # seconds that a worker's end waits for its controller
 RECOVERY_TIMEOUT = 5.0  # seconds that the end of a run waits for what earlier runs left
 
@@ -92,6 +93,9 @@ class _Plugin:
         self.pid = os.getpid()
         self.item: pytest.Item | None = None
         self.termination = Termination(self.active)
+        self._owner: Owner | None = None
+        self._lock = threading.RLock()
+        self._over = threading.Event()
         self.elsewhere = False  # whether workers with a registry of their own may have left sessions
         self.crash_sweeps: list[threading.Thread] = []
         self.recovery: threading.Thread | None = None
@@ -104,11 +108,19 @@ class _Plugin:
 
         return Teller(self.config)
 
-    @cached_property
-    def owner(self) -> Owner:
-        from .session import Owner
+    @property
+    def used(self) -> bool:
+        """Whether this process has had to do with the run's sessions."""
+        return self._owner is not None
 
-        return Owner(self.settings, self.termination.catch, self.teller)
+    @property
+    def owner(self) -> Owner:
+        with self._lock:
+            if self._owner is None:
+                from .session import Owner
+
+                self._owner = Owner(self.settings, self.termination.catch, self.teller)
+            return self._owner
 
     @cached_property
     def coming(self) -> Coming | None:
@@ -128,29 +140,48 @@ class _Plugin:
 
     def plan(self, current: Wanted | None = None) -> None:
         """Create ahead, unless the test that runs still needs *current*."""
-        if self.coming is not None and self.item is not None and "owner" in vars(self):
+        if self.coming is not None and self.item is not None and self.used:
             self.owner.plan(current, self.coming.after(self.item))
 
     @property
     def secret(self) -> str | None:
         """The API key if this process has had a use for it."""
-        return self.settings.api_key if "owner" in vars(self) else None
+        return self.settings.api_key if self.used else None
 
     def test(self) -> str:
         return self.item.nodeid if self.item is not None else "?"
 
     def active(self) -> bool:
         """Whether any process of the run has asked for a session."""
-        return self.elsewhere or os.path.isdir(self.settings.folder)  # noqa: PTH112 - it may be forbidden to look
+        if self.elsewhere or (self._owner is not None and self._owner.has_open):
+            return True
+        return os.path.isdir(self.settings.folder)  # noqa: PTH112 - it may be forbidden to look
 
     def join(self) -> None:
         """Hold the owner's lock if the run has any: one without living owners counts as dead.
 
         Its local backend would be gone before the sweep, and its reaper would begin.
         """
-        if "owner" not in vars(self) and self.active():
-            with suppress(AnchorError):  # the final sweep meets the same, and reports it
-                self.owner.join()
+        with self._lock:
+            if not self.used and self.active():
+                with suppress(AnchorError):  # the final sweep meets the same, and reports it
+                    self.owner.join()
+
+    def join_in_time(self) -> None:
+        """Join the run as soon as a worker has begun it: its first test may take long, and crash."""
+
+        def look() -> None:
+            while not (self.used or self._over.wait(JOIN_LOOK)):
+                self.join()
+
+        if not self.used:
+            threading.Thread(target=look, name="pytest-anchor-join", daemon=True).start()
+
+    def leave(self) -> None:
+        """Stop what goes on beside the tests."""
+        self._over.set()
+        if "teller" in vars(self):
+            self.teller.close()
 
 
 class _Redaction:
@@ -278,6 +309,7 @@ def pytest_configure_node(node: Any) -> None:
     plugin.termination.catch()  # the controller does not hear of a worker's first session in time
     shares_disk = _shares_disk(node)
     plugin.teller.watch(plugin.settings.folder)
+    plugin.join_in_time()
     node.workerinput["pytest_anchor"] = plugin.settings.for_worker(
         node.workerinput["workerid"], shares_disk=shares_disk
     )
@@ -359,16 +391,16 @@ def _without_key(report: pytest.TestReport, key: str) -> None:
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> Any:
     plugin = session.config.stash[_KEY]
-    if "teller" in vars(plugin):
-        plugin.teller.close()
+    if os.getpid() != plugin.pid:  # a child that a test forked, and that has gone on
+        return (yield)
+    plugin.leave()
     if plugin.worker:
-        result = yield
-        if "owner" in vars(plugin):
-            interrupted = session.exitstatus == pytest.ExitCode.INTERRUPTED
-            plugin.owner.finish(TEARDOWN_TIMEOUT if interrupted else plugin.settings.sweep_timeout / 2)
-        _hand_over(session.config, plugin)
-        return result
+        try:
+            return (yield)
+        finally:
+            _finish_worker(session, plugin)
     hurried, result = isinstance(sys.exc_info()[1], KeyboardInterrupt), None  # a second met pytest at the first
+    failure: BaseException | None = None  # of a fixture's end, or of somebody's own hook
     try:
         plugin.join()
     except KeyboardInterrupt:
@@ -379,21 +411,47 @@ def pytest_sessionfinish(session: pytest.Session) -> Any:
         if not plugin.active():
             raise
         hurried = True
-    if plugin.active() or plugin.recovery:
-        plugin.report = report = _sweep(session.config, plugin, hurried=hurried)
-        ok = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
-        if report.interrupted:
-            session.exitstatus = pytest.ExitCode.INTERRUPTED
-        elif report.failed and plugin.settings.on_leak == "fail" and session.exitstatus in ok:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    except BaseException as error:  # noqa: BLE001 - raised again
+        failure = error
+    _conclude(session, plugin, failure, hurried=hurried)
+    if failure is not None:
+        raise failure
     return result
+
+
+def _conclude(session: pytest.Session, plugin: _Plugin, failure: BaseException | None, *, hurried: bool) -> None:
+    """Sweep, and see to it that nobody leaves with status 0 where a session is left."""
+    if not (plugin.active() or plugin.recovery):
+        if plugin.used:
+            plugin.owner.finish(0.0)
+        return
+    plugin.report = report = _sweep(session.config, plugin, hurried=hurried)
+    if report.interrupted:
+        session.exitstatus = pytest.ExitCode.INTERRUPTED
+    elif report.failed and plugin.settings.on_leak == "fail":
+        failed = pytest.ExitCode.TESTS_FAILED
+        if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = failed
+        if isinstance(failure, pytest.exit.Exception):
+            failure.returncode = failure.returncode or failed
+        elif isinstance(failure, SystemExit):
+            failure.code = failure.code or failed
+
+
+def _finish_worker(session: pytest.Session, plugin: _Plugin) -> None:
+    if plugin.used:
+        interrupted = session.exitstatus == pytest.ExitCode.INTERRUPTED
+        plugin.owner.finish(TEARDOWN_TIMEOUT if interrupted else plugin.settings.sweep_timeout / 2)
+        with suppress(AnchorError):  # the final sweep meets the same, and reports it
+            plugin.owner.restore()
+    _hand_over(session.config, plugin)
 
 
 def _hand_over(config: pytest.Config, plugin: _Plugin) -> None:
     """Tell the controller what this worker has on record, if it cannot read it."""
     records = []
     with suppress(AnchorError):
-        if plugin.settings.own_registry and "owner" in vars(plugin):
+        if plugin.settings.own_registry and plugin.used:
             state = plugin.owner.join().read()
             records = [vars(one) for one in state.records.values() if one.owner == plugin.settings.owner]
     config.workeroutput["pytest_anchor"] = records  # type: ignore[attr-defined]
@@ -408,6 +466,7 @@ def _sweep(config: pytest.Config, plugin: _Plugin, *, hurried: bool) -> Report:
     report = Report(State(), settings.folder)
     try:
         if plugin.active():
+            plugin.owner.restore()
             run = plugin.owner.join()
             report.state = run.read()
             if hurried:
@@ -419,6 +478,9 @@ def _sweep(config: pytest.Config, plugin: _Plugin, *, hurried: bool) -> Report:
         report.problem = error
     except KeyboardInterrupt:
         report.interrupted = True
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run fails and tells what is open
+        text = redact(f"{type(error).__name__}: {error}", plugin.secret or "\0")
+        report.problem = AnchorError(f"an error that should not have come, please report it: {printable(text)}")
     if report.interrupted:
         # A connection that was cut off in the making is nobody's; as a warning it could change the exit status.
         with warnings.catch_warnings():
@@ -483,9 +545,9 @@ def _wait_for_controller(settings: Settings) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if plugin := config.stash.get(_KEY, None):
+    if (plugin := config.stash.get(_KEY, None)) and os.getpid() == plugin.pid:
         plugin.termination.undo()
-        if "owner" in vars(plugin):
+        if plugin.used:
             if plugin.worker:
                 _wait_for_controller(plugin.settings)
             plugin.owner.close()
@@ -524,8 +586,10 @@ def _anchor_session(
     config = configuration(request.node, anchor_session_defaults)
     if plugin.coming is not None:
         plugin.coming.saw(request.node, anchor_session_defaults)
-    factory = AnchorSessionFactory(plugin.owner, config, plugin.test, plugin.plan)
+    factory, pid = AnchorSessionFactory(plugin.owner, config, plugin.test, plugin.plan), os.getpid()
     yield factory
+    if os.getpid() != pid:  # a child that the test forked, and that has gone on: they are its parent's
+        return
     if plugin.settings.end_in_background and os.getpid() == plugin.pid:  # a fork that a test runs in may end any time
         factory.close_later()
         return

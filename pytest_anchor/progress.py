@@ -31,14 +31,17 @@ class Progress:
         now = time.monotonic()
         if self._reporter is None or now < self._next:
             return
-        self._reporter.ensure_newline()
-        if self._reporter.isatty:
-            self._reporter.rewrite(_line(done, total, bar=True), erase=True)
-            self._drawn = True
-            self._next = now + QUIET / 4
-        else:
-            self._reporter.write_line(_line(done, total, bar=False))
-            self._next = now + EVERY
+        try:
+            self._reporter.ensure_newline()
+            if self._reporter.isatty:
+                self._reporter.rewrite(_line(done, total, bar=True), erase=True)
+                self._drawn = True
+                self._next = now + QUIET / 4
+            else:
+                self._reporter.write_line(_line(done, total, bar=False))
+                self._next = now + EVERY
+        except (OSError, ValueError):  # nobody reads it any more, which must not keep a session from being ended
+            self._reporter, self._drawn = None, False
 
     def clear(self) -> None:
         """Take the line back, so that something else can be written in its place."""

@@ -13,7 +13,7 @@ import sys
 import time
 from contextlib import suppress
 
-from .locks import hold, is_held, open_file, read_small, wait_for_owners
+from .locks import has_owners, hold, is_held, open_file, read_small, wait_for_owners
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def ensure(folder: Path, *, run_id: str, base_url: str, key: str, remove: bool =
             said = detached.start([__name__, str(folder)], told, folder / LOG, timeout=START_TIMEOUT)
         if said == _WATCHING:
             return True
-    except (detached.StartError, OSError) as error:
+    except (detached.StartError, OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
         said = str(error)
     with suppress(OSError), os.fdopen(open_file(folder / _PROBLEM, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
         file.write(said.rpartition("\n")[2])
@@ -83,18 +83,23 @@ def main(folder: str) -> None:
     # Who shuts down a machine or a service signals everyone in it: this process goes when its work is done.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    if hold(os.path.join(folder, _LOCK)) is None:
-        return  # another one is watching
+    lock = hold(os.path.join(folder, _LOCK))
+    if lock is None or not told:
+        return  # another one is watching, or who started this one has gone
     print(_WATCHING, flush=True)
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
     os.dup2(nowhere, 1)
-    wait_for_owners(folder)
-    _reap(folder, told)
+    while lock is not None:
+        wait_for_owners(folder)
+        _reap(folder, told)
+        # Let go before the last look: an owner that came meanwhile has joined the run before it saw the lock held.
+        os.close(lock)
+        lock = hold(os.path.join(folder, _LOCK)) if has_owners(folder) else None
 
 
 def _reap(folder: str, told: str) -> None:
-    """Sweep what the run left, now that it has no owner."""
+    """Sweep what the run left, as long as it has no owner: a crashed worker's place is taken by another."""
     import json
     from pathlib import Path
 
@@ -103,15 +108,18 @@ def _reap(folder: str, told: str) -> None:
     deadline = time.monotonic() + BUDGET
     run = Run(Path(folder), "reaper")
     while not run.claim():  # the next run, or somebody at the command line, is at it
-        if not run.folder.is_dir() or time.monotonic() > deadline:
+        if not run.folder.is_dir() or has_owners(folder) or time.monotonic() > deadline:
             return
         time.sleep(1.0)
-    settings = json.loads(told)
-    state = run.read()
-    if not state.settled:
-        _sweep(run, settings, deadline)
-    if state.settled and settings["remove"]:
-        run.remove()
+    try:
+        settings = json.loads(told)
+        state = run.read()
+        if not state.settled:
+            _sweep(run, settings, deadline)
+        if state.settled and settings["remove"] and not has_owners(folder):
+            run.remove()
+    finally:
+        run.release()
 
 
 def _sweep(run: Run, settings: dict[str, str], deadline: float) -> None:
@@ -120,6 +128,8 @@ def _sweep(run: Run, settings: dict[str, str], deadline: float) -> None:
     from .sweep import sweep_run
 
     state = run.state
+    if has_owners(run.folder):
+        return
     _log(f"no process of the run is left: {describe(state)}")
     said: dict[str, str] = {}
 
@@ -143,12 +153,16 @@ def _sweep(run: Run, settings: dict[str, str], deadline: float) -> None:
         timeout=deadline - time.monotonic(),
         pauses=PAUSES,
         grace=LOST_GRACE,
+        goes_on=lambda: not has_owners(run.folder),
         after_round=tell,
     )
     tell()
     if listing is not None:
         _log(str(listing))
-    _log("done" if state.settled else f"given up, and left to the next run: {describe(state)}")
+    if has_owners(run.folder):
+        _log("the run has a process again")
+    else:
+        _log("done" if state.settled else f"given up, and left to the next run: {describe(state)}")
 
 
 def _log(text: str) -> None:

@@ -139,14 +139,23 @@ def _recover(
         if mine:
             from .sweep import sweep_run
 
-            done.problem = sweep_run(api, run, mine[0].run_id, how="recovery", timeout=timeout, **sweeping)
+            done.problem = sweep_run(
+                api,
+                run,
+                mine[0].run_id,
+                how="recovery",
+                timeout=timeout,
+                goes_on=lambda: not has_owners(run.folder),
+                **sweeping,
+            )
             if done.problem is None:
                 _forget_what_never_was(run)
     done.ended = [one for one in state.records.values() if one.state == "ended" and one.nonce not in before]
     done.left = _left(state)
     if is_given_up(done.left):
         done.left, done.given_up = [], done.left
-    if not done.left and not (state.unreadable and time.time() - done.died < GIVE_UP):
+    unreadable = state.unreadable and time.time() - done.died < GIVE_UP
+    if not (done.left or unreadable or has_owners(run.folder)):
         run.remove()
     return done
 

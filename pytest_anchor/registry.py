@@ -199,6 +199,11 @@ class Run:
             self._owner_lock.release()
             self._owner_lock = None
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the folder that was joined is still there."""
+        return os.path.lexists(owner_lock(self.folder, self.owner))
+
     def claim(self) -> bool:
         """Hold the right to sweep this run after its death, until :meth:`release` or this process's own death.
 

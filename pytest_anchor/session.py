@@ -12,7 +12,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakSet
 
-from .errors import AnchorAPIError, AnchorConfigError, AnchorError, AnchorLostCreateError, AnchorRegistryError
+from .errors import (
+    AnchorAPIError,
+    AnchorConfigError,
+    AnchorError,
+    AnchorLostCreateError,
+    AnchorRegistryError,
+    printable,
+)
 from .locks import CAN_TELL
 from .settings import KEYWORDS, check_key
 from .tags import TAG, new_nonce, new_tag, run_tag
@@ -155,6 +162,7 @@ class AnchorSessionFactory:
         :raises AnchorRegistryError: the session could not be recorded, so there is none.
         :raises AnchorLimitError: the plan allows no further session in the time there is to wait.
         :raises AnchorLostCreateError: no usable answer came; a session may exist, and is looked for.
+        :raises AnchorError: the run is over, and its last sweep has begun.
         :raises AnchorAPIError: the API refused, or was not reached; there is no session.
         """
         __tracebackhide__ = True
@@ -210,6 +218,8 @@ class Owner:
         self._users: WeakSet[threading.Thread] = WeakSet()
         self._left: list[AnchorSession] = []  # that a teardown could not end
         self._left_again = 0.0
+        self._open: dict[str, Record] = {}  # of the sessions that are not known to be over, by nonce
+        self._over = False
 
     def join(self) -> Run:
         """The run's record, with this owner's lock held.
@@ -322,18 +332,20 @@ class Owner:
         try:
             run, api = self.open()
             config = with_tags(config, [TAG, run_tag(self.settings.run_id), new_tag(nonce)])
-            run.append(
-                "intent",
-                nonce,
-                owner=self.settings.owner,
-                test=test,
-                time=time.time(),
-                base_url=api.base_url,
-                fingerprint=api.fingerprint,
-                run_id=self.settings.run_id,
-                place=run.place,
+            intent = {
+                "owner": self.settings.owner,
+                "test": test,
+                "time": time.time(),
+                "base_url": api.base_url,
+                "fingerprint": api.fingerprint,
+                "run_id": self.settings.run_id,
+                "place": run.place,
                 **marks,
-            )
+            }
+            with self._lock:  # once `finish` has had it, all intents of this process are on record
+                if self._over:
+                    raise AnchorError(f"no session was created for {printable(test)}: the run is over, and sweeps")
+                run.append("intent", nonce, **intent)
             try:
                 created = api.create(config)
             except AnchorLostCreateError as error:
@@ -348,21 +360,14 @@ class Owner:
             raise
         limits.succeeded()
         seal = api.seal(nonce, created.id)
-        record = Record(
-            nonce,
-            owner=self.settings.owner,
-            test=test,
-            id=created.id,
-            seal=seal,
-            place=run.place,
-            state="open",
-            **marks,
-        )
+        record = Record(nonce, id=created.id, seal=seal, state="open", **intent)
+        with self._lock:
+            self._open[nonce] = record
         session = AnchorSession(self, record, created.cdp_url, created.live_view_url)
         try:
             run.append("created", nonce, id=created.id, seal=seal)
         except AnchorRegistryError:
-            self.end([session], how="test", timeout=END_TIMEOUT)
+            self._end(run, api, [session], "test", END_TIMEOUT)
             raise
         return session
 
@@ -404,12 +409,13 @@ class Owner:
         """
         if not self.settings.prefetch or self._limits is None:
             return
-        if self._prefetch is None:
-            from .prefetch import Prefetch
+        with self._lock:
+            if self._prefetch is None:
+                from .prefetch import Prefetch
 
-            create = self._create_ahead
-            end, is_crowded = self.end_later, self.limits.is_crowded
-            self._prefetch = Prefetch(self.settings.prefetch, create, lambda one: end([one]), is_crowded)
+                create = self._create_ahead
+                end, is_crowded = self.end_later, self.limits.is_crowded
+                self._prefetch = Prefetch(self.settings.prefetch, create, lambda one: end([one]), is_crowded)
         self._prefetch.plan(current, coming)
 
     def _create_ahead(self, wanted: Wanted) -> AnchorSession | None:
@@ -445,7 +451,11 @@ class Owner:
             failed = end_sessions(api, run, records, how=how, deadline=deadline)
             failures = {by_nonce[nonce]: error for nonce, error in failed.items()}
         limits = self.limits
-        limits.let_go(one._record.nonce for one in sessions if one.ended)
+        over = [one._record.nonce for one in sessions if one.ended]
+        limits.let_go(over)
+        with self._lock:
+            for nonce in over:
+                self._open.pop(nonce, None)
         if failures and how == "teardown":
             limits.use((one._record.nonce for one in failures), "ending")
             with self._lock:
@@ -464,14 +474,41 @@ class Owner:
                 self._ends = Pool(ENDS_AT_ONCE, "pytest-anchor-ends")
         self.limits.use((one._record.nonce for one in sessions), "ending")
         for session in sessions:
-            self._ends.submit(partial(self._end, run, api, [session], "teardown", END_TIMEOUT))
+            self._ends.submit(partial(self._end_one, run, api, session))
+
+    def _end_one(self, run: Run, api: AnchorAPI, session: AnchorSession) -> None:
+        with session._lock:  # a test that ends it just now does it once
+            if not session.ended:
+                self._end(run, api, [session], "teardown", END_TIMEOUT)
+
+    @property
+    def has_open(self) -> bool:
+        """Whether this process has created a session that is not known to be over."""
+        return bool(self._open)
+
+    def restore(self) -> None:
+        """Write down again what is open, where somebody has removed the record in the middle of the run.
+
+        :raises AnchorRegistryError: the registry cannot be used any more.
+        """
+        with self._lock:
+            if self._run is None or self._run.in_place or not (self._open or self.settings.folder.exists()):
+                return
+            api = self._api
+            self.close()
+            run = self.join()
+            self._api = api
+            for record in self._open.values():
+                run.add(record)
 
     def finish(self, timeout: float) -> None:
-        """End what nobody took, and wait for the ends under way; what is left is the sweep's.
+        """Begin nothing more, end what nobody took, and wait for the ends under way; what is left is the sweep's.
 
         :param timeout: seconds.
         """
         deadline = time.monotonic() + timeout
+        with self._lock:
+            self._over = True
         if self._prefetch is not None:
             self._prefetch.close(timeout)
         if self._ends is not None:

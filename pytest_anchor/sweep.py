@@ -48,6 +48,7 @@ def sweep_run(
     pauses: Sequence[float] = _PAUSES,
     grace: float = LOST_GRACE,
     elsewhere: bool = False,
+    goes_on: Callable[[], bool] = lambda: True,
     after_round: Callable[[], None] = lambda: None,
     at_once: int = AT_ONCE,
 ) -> AnchorAPIError | None:
@@ -61,6 +62,7 @@ def sweep_run(
     :param pauses: seconds between the rounds; the last repeats.
     :param grace: seconds after its creation was lost in which a session may still turn up in the list.
     :param elsewhere: whether workers may have created sessions that this record does not know.
+    :param goes_on: asked before each round, when all is read that this round is about, whether there is to be one.
     :param after_round: called after each round.
     :param at_once: how many are ended at the same time.
     :returns: why the API's list could not be read, if so: sessions may be missing from the record.
@@ -70,6 +72,8 @@ def sweep_run(
         return None
     listing, looked = None, False
     for pause in chain(pauses, repeat(pauses[-1])):
+        if not goes_on():
+            break
         # Those that failed before go last: what hung may hang again.
         todo = sorted(_open(run.state), key=lambda record: record.error is not None)
         failures = end_sessions(

@@ -35,7 +35,7 @@ class Teller:
         if reporter is None or not self._is_time() or threading.current_thread() is not threading.main_thread():
             return
         capture = self._config.pluginmanager.get_plugin("capturemanager")
-        with capture.global_and_fixture_disabled() if capture else nullcontext():
+        with capture.global_and_fixture_disabled() if capture else nullcontext(), suppress(OSError, ValueError):
             self._write(text)
 
     def watch(self, run: Path) -> None:

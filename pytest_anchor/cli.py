@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     Outcomes = dict[str, Ended | AnchorAPIError]
     Row = dict[str, Any]
 
-_PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0)  # seconds between the rounds of a sweep; the last repeats
 _TICK = 0.25  # seconds
 _LAST_LOOK = 5.0  # seconds of the time there is that are kept for the API's last list
 
@@ -435,11 +434,13 @@ def _end_until_none_is_listed(
 
     :returns: how many were ended, and what is still listed.
     """
+    from .sweep import PAUSES
+
     until = deadline - min(_LAST_LOOK, (deadline - time.monotonic()) / 4)
     progress = Progress(Console(sys.stderr))
     ended: set[str] = set()
     outcomes: Outcomes = {}
-    for pause in chain(_PAUSES, repeat(_PAUSES[-1])):
+    for pause in chain(PAUSES, repeat(PAUSES[-1])):
         if not left:
             break
         outcomes |= _end_all(api, dict.fromkeys(left, tag), until, progress, again=True)

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from .tell import Teller
 
 TEARDOWN_TIMEOUT = 4.5  # seconds; xdist cuts an interrupted worker's teardown off after about 5
-CRASH_TIMEOUT = 20.0  # seconds for the sessions of a worker that died, while the run goes on
+CRASH_TIMEOUT = 20.0  # seconds that the end of a run waits for a sweep of a worker's sessions that is under way
 JOIN_LOOK = 0.1  # seconds between a controller's looks at whether a worker has asked for a session
 JOIN_TIMEOUT = 1.5  # seconds that a worker's end waits for its controller
 RECOVERY_TIMEOUT = 5.0  # seconds that the end of a run waits for what earlier runs left
@@ -97,7 +97,7 @@ class _Plugin:
         self._lock = threading.RLock()
         self._over = threading.Event()
         self.elsewhere = False  # whether workers with a registry of their own may have left sessions
-        self.crash_sweeps: list[threading.Thread] = []
+        self.worker_sweeps: list[threading.Thread] = []
         self.recovery: threading.Thread | None = None
         self.recovered: list[Recovery] = []
         self.report: Report | None = None
@@ -176,6 +176,17 @@ class _Plugin:
 
         if not self.used:
             threading.Thread(target=look, name="pytest-anchor-join", daemon=True).start()
+
+    def has_left(self, worker: str) -> bool:
+        """Whether the worker has left a session open, or does not know whether it has."""
+        with suppress(AnchorError):  # the final sweep meets the same, and reports it
+            records = self.owner.join().read().records.values()
+            return any((one.open or one.unresolved) and one.owner == worker for one in records)
+        return False
+
+    def goes_on(self) -> bool:
+        """Whether the run has not come to its end."""
+        return not self._over.is_set()
 
     def leave(self) -> None:
         """Stop what goes on beside the tests."""
@@ -321,17 +332,17 @@ def _shares_disk(node: Any) -> bool:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """End a crashed xdist worker's sessions at once, while the run goes on."""
+    """End what an xdist worker has left, if it has crashed or could not end it, while the run goes on."""
     plugin = node.config.stash[_KEY]
+    worker = node.workerinput["workerid"]
     if not _shares_disk(node):
         _take_records(plugin, getattr(node, "workeroutput", {}).get("pytest_anchor"))
-    elif error and plugin.active():
+    elif plugin.active() and (error or plugin.has_left(worker)):
         from . import api  # noqa: F401 - not in the thread, as above
 
-        worker = node.workerinput["workerid"]
-        thread = threading.Thread(target=_sweep_crashed, args=(plugin, worker), name="pytest-anchor-crash", daemon=True)
+        thread = threading.Thread(target=_sweep_worker, args=(plugin, worker), name="pytest-anchor-worker", daemon=True)
         thread.start()
-        plugin.crash_sweeps.append(thread)
+        plugin.worker_sweeps.append(thread)
 
 
 def _take_records(plugin: _Plugin, records: list[dict[str, Any]] | None) -> None:
@@ -347,12 +358,15 @@ def _take_records(plugin: _Plugin, records: list[dict[str, Any]] | None) -> None
                 run.add(Record(**values))
 
 
-def _sweep_crashed(plugin: _Plugin, worker: str) -> None:
+def _sweep_worker(plugin: _Plugin, worker: str) -> None:
+    from .registry import Run
     from .sweep import sweep_owner
 
+    settings = plugin.settings
     with suppress(AnchorError):  # the final sweep meets the same, and reports it
-        run, api = plugin.owner.open()
-        sweep_owner(api, run, worker, timeout=CRASH_TIMEOUT, at_once=plugin.settings.sweep_at_once)
+        _, api = plugin.owner.open()
+        run = Run(settings.folder, settings.owner)  # of its own: the controller reads, too
+        sweep_owner(api, run, settings.run_id, worker, goes_on=plugin.goes_on, at_once=settings.sweep_at_once)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -500,7 +514,7 @@ def _end_all(config: pytest.Config, plugin: _Plugin) -> AnchorError | None:
     from .sweep import sweep_run, write_off
 
     deadline = time.monotonic() + plugin.settings.sweep_timeout
-    for thread in plugin.crash_sweeps:
+    for thread in plugin.worker_sweeps:
         thread.join(CRASH_TIMEOUT)
     settings = plugin.settings
     plugin.owner.finish(settings.sweep_timeout / 2)

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 START_TIMEOUT = 15.0  # seconds until it must be watching
 BUDGET = 600.0  # seconds that it goes on trying after the run's death
-PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # seconds between the rounds
-LOST_GRACE = 150.0  # seconds in which a killed run's creation may still come to be: the call's own timeout, and more
 
 LOG = "reaper.log"
 _LOCK = "reaper.lock"
@@ -125,7 +123,7 @@ def _reap(folder: str, told: str) -> None:
 def _sweep(run: Run, settings: dict[str, str], deadline: float) -> None:
     from .api import AnchorAPI
     from .report import describe, title, why
-    from .sweep import sweep_run
+    from .sweep import KILLED_GRACE, LONG_PAUSES, sweep_run
 
     state = run.state
     if has_owners(run.folder):
@@ -151,8 +149,8 @@ def _sweep(run: Run, settings: dict[str, str], deadline: float) -> None:
         settings["run_id"],
         how="reaper",
         timeout=deadline - time.monotonic(),
-        pauses=PAUSES,
-        grace=LOST_GRACE,
+        pauses=LONG_PAUSES,
+        grace=KILLED_GRACE,
         goes_on=lambda: not has_owners(run.folder),
         after_round=tell,
     )

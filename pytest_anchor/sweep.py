@@ -29,11 +29,18 @@ LEAST_SHARE = 0.5  # seconds for ending one session, whatever the time there is 
 LATE_WRITTEN = 100  # failures that are written down after the time is up
 
 LOST_GRACE = 10.0  # seconds after a creation was lost in which it may still turn up in the API's list
+PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0)  # seconds between the rounds of a sweep; the last repeats
+
+# For the sessions of processes that are dead, where nobody waits for the sweep.
+LONG_PAUSES = (*PAUSES, 8.0, 15.0, 30.0, 60.0)  # seconds
+KILLED_GRACE = 150.0  # seconds in which a killed process's creation may come to be: the call's own timeout, and more
+
+_LONGEST = 86_400.0  # seconds that a run takes at most
+_LOOK = 0.25  # seconds between looks, in a pause, at whether there is to be another round
 _TOO_LATE = "no answer within the time there was for it"
-_PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0)  # seconds between the rounds of a sweep; the last repeats
 
 
-def _no_progress(_done: int, _total: int) -> None:
+def _nothing(*_told: object) -> None:
     pass
 
 
@@ -44,12 +51,14 @@ def sweep_run(
     *,
     how: str = "sweep",
     timeout: float,
-    progress: Progress = _no_progress,
-    pauses: Sequence[float] = _PAUSES,
+    progress: Progress = _nothing,
+    pauses: Sequence[float] = PAUSES,
     grace: float = LOST_GRACE,
     elsewhere: bool = False,
+    owner: str | None = None,
     goes_on: Callable[[], bool] = lambda: True,
-    after_round: Callable[[], None] = lambda: None,
+    after_round: Callable[[], None] = _nothing,
+    ended: Callable[[str], object] = _nothing,
     at_once: int = AT_ONCE,
 ) -> AnchorAPIError | None:
     """End everything of a run that is still open, and find what it does not know to be open.
@@ -62,32 +71,38 @@ def sweep_run(
     :param pauses: seconds between the rounds; the last repeats.
     :param grace: seconds after its creation was lost in which a session may still turn up in the list.
     :param elsewhere: whether workers may have created sessions that this record does not know.
+    :param owner: whose sessions they are; ``None`` for all of the run.
     :param goes_on: asked before each round, when all is read that this round is about, whether there is to be one.
     :param after_round: called after each round.
+    :param ended: told the nonce of each that is over.
     :param at_once: how many are ended at the same time.
     :returns: why the API's list could not be read, if so: sessions may be missing from the record.
     """
     deadline = time.monotonic() + timeout
-    if not (elsewhere or any(record.id or record.unresolved for record in run.read().records.values())):
+
+    def owned(state: State) -> list[Record]:
+        return [record for record in state.records.values() if owner in (None, record.owner)]
+
+    if not (elsewhere or any(record.id or record.unresolved for record in owned(run.read()))):
         return None
     listing, looked = None, False
     for pause in chain(pauses, repeat(pauses[-1])):
         if not goes_on():
             break
         # Those that failed before go last: what hung may hang again.
-        todo = sorted(_open(run.state), key=lambda record: record.error is not None)
+        todo = sorted(_open(owned(run.state)), key=lambda record: record.error is not None)
         failures = end_sessions(
-            api, run, todo, how=how, deadline=deadline, progress=progress, at_once=at_once, again=True
+            api, run, todo, how=how, deadline=deadline, progress=progress, ended=ended, at_once=at_once, again=True
         )
         left_over = deadline - time.monotonic()
         if left_over > 0 or not looked:
             half = left_over / 2 if failures else 0.0  # kept for those
-            listing = adopt_listed(api, run, run_id, how=how, deadline=deadline - half)
+            listing = adopt_listed(api, run, run_id, how=how, owner=owner, deadline=deadline - half)
             looked = True
-        state = run.read()
+        mine = owned(run.read())
         after_round()
-        left = _open(state)
-        lost = [record for record in state.records.values() if record.unresolved]
+        left = _open(mine)
+        lost = [record for record in mine if record.unresolved]
         if time.monotonic() >= deadline:
             break
         if all(record.nonce in failures for record in left):  # none was found just now
@@ -96,7 +111,7 @@ def sweep_run(
             if not worth_it or max(time.monotonic() + pause, api.quiet_until) >= deadline:
                 break
             progress(0, len(left))
-            time.sleep(pause)
+            _sleep(pause, goes_on)
     return listing
 
 
@@ -110,21 +125,33 @@ def end_session(api: AnchorAPI, run: Run, record: Record, *, how: str, deadline:
     return _write_down(run, record, how, _ask(api, run, record, deadline), deadline)
 
 
-def sweep_owner(api: AnchorAPI, run: Run, owner: str, *, timeout: float, at_once: int = AT_ONCE) -> None:
-    """End what a dead owner left open; what fails is left to :func:`sweep_run`.
+def sweep_owner(
+    api: AnchorAPI, run: Run, run_id: str, owner: str, *, goes_on: Callable[[], bool], at_once: int = AT_ONCE
+) -> None:
+    """End what a dead owner left open, and find what it was just creating; what fails is left to :func:`sweep_run`.
 
     Does nothing while the owner lives: a worker whose connection broke may still use its sessions.
 
-    :param timeout: seconds for all together.
+    :param goes_on: whether the run does.
     :param at_once: how many are ended at the same time.
     """
-    deadline = time.monotonic() + timeout
     while run.is_alive(owner):
-        if time.monotonic() > deadline:
+        if not goes_on():
             return
         time.sleep(0.05)
-    left = [record for record in _open(run.read()) if record.owner == owner]
-    end_sessions(api, run, left, how="sweep", deadline=deadline, at_once=at_once)
+    mine = [record for record in run.read().records.values() if record.owner == owner]
+    if any(record.open or record.unresolved for record in mine):
+        sweep_run(
+            api,
+            run,
+            run_id,
+            timeout=_LONGEST,
+            pauses=LONG_PAUSES,
+            grace=KILLED_GRACE,
+            owner=owner,
+            goes_on=goes_on,
+            at_once=at_once,
+        )
 
 
 def write_off(run: Run) -> None:
@@ -136,10 +163,14 @@ def write_off(run: Run) -> None:
             _note(run, record, "refused")
 
 
-def adopt_listed(api: AnchorAPI, run: Run, run_id: str, *, how: str, deadline: float) -> AnchorAPIError | None:
+def adopt_listed(
+    api: AnchorAPI, run: Run, run_id: str, *, how: str, deadline: float, owner: str | None = None
+) -> AnchorAPIError | None:
     """Record the sessions of this run that the API lists and the record does not know.
 
     Those are creations whose answer was lost, and the sessions of workers on other machines.
+
+    :param owner: whose intents they must be, if anybody's: another's may be under way.
 
     :returns: why there is no list, if so.
     """
@@ -154,6 +185,8 @@ def adopt_listed(api: AnchorAPI, run: Run, run_id: str, *, how: str, deadline: f
             return AnchorAPIError("record all that is listed", message=_TOO_LATE)
         nonce = nonce_of(one.tags, run.folder.name)
         if one.id in known or nonce is None or not (one.alive or nonce in records):
+            continue
+        if owner is not None and (nonce not in records or records[nonce].owner != owner):
             continue
         # After its death a run finds what it intended itself, in its own place: a copy of its record may lie about.
         if records[nonce].place != run.place if nonce in records else how != "sweep":
@@ -174,7 +207,8 @@ def end_sessions(
     *,
     how: str,
     deadline: float,
-    progress: Progress = _no_progress,
+    progress: Progress = _nothing,
+    ended: Callable[[str], object] = _nothing,
     at_once: int = AT_ONCE,
     again: bool = False,
 ) -> dict[str, AnchorAPIError]:
@@ -185,6 +219,7 @@ def end_sessions(
 
     :param how: who ends them: ``test``, ``teardown``, ``sweep``, ``reaper`` or ``recovery``.
     :param deadline: in ``time.monotonic()`` seconds.
+    :param ended: told the nonce of each that is over, in whichever thread.
     :param at_once: how many are ended at the same time.
     :param again: whether those that fail will be tried again before *deadline*.
     :returns: the failures, by nonce. The records of the others are up to date.
@@ -204,6 +239,8 @@ def end_sessions(
         # A failure that comes too late has been written down as such; an end is good news at any time.
         if in_time or isinstance(outcome, Ended):
             error = _write_down(run, record, how, outcome, deadline)
+            if error is None:
+                ended(record.nonce)
             with changed:
                 if waiting.pop(record.nonce, None) and error is not None:
                     failures[record.nonce] = error
@@ -305,8 +342,14 @@ def _note(run: Run, record: Record, event: str, deadline: float = float("inf"), 
         run.append(event, record.nonce, deadline=deadline, **fields)
 
 
-def _open(state: State) -> list[Record]:
-    return [record for record in state.records.values() if record.open]
+def _open(records: Iterable[Record]) -> list[Record]:
+    return [record for record in records if record.open]
+
+
+def _sleep(seconds: float, goes_on: Callable[[], bool]) -> None:
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and goes_on():
+        time.sleep(min(left, _LOOK))
 
 
 def _may_turn_up(record: Record, grace: float) -> bool:

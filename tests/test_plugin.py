@@ -258,6 +258,7 @@ def test_an_api_in_the_environment_wins_over_a_local_one_in_the_ini_file(
     assert server.count("POST") == 1
 
 
+@pytest.mark.slow
 def test_a_chromium_in_the_environment_wins_over_one_in_the_ini_file(
     run: Runner, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ):

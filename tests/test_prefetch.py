@@ -594,7 +594,7 @@ class Spy:
     def pytest_runtest_call(self, item: pytest.Item):
         yield
         plugin = item.config.stash[_KEY]
-        prefetch = plugin.owner._prefetch if "owner" in vars(plugin) else None
+        prefetch = plugin.owner._prefetch if plugin.used else None
         deadline = time.monotonic() + BUSY
         while prefetch is not None and not all(one.done for one in prefetch._ahead):
             assert time.monotonic() < deadline

@@ -16,7 +16,7 @@ from fault_server import KEY
 from processes import CHECKOUT, is_alive, script, status
 from real_runs import Suite, processes_in, until
 
-from pytest_anchor import reaper
+from pytest_anchor import reaper, sweep
 from pytest_anchor.locks import hold, is_held
 from pytest_anchor.reaper import LOG, is_watching, problem
 from pytest_anchor.recover import recover_all
@@ -405,7 +405,7 @@ def test_it_waits_for_who_sweeps_the_run_already(server, folder, start, reapers)
 
 def test_its_budget_is_kept(server, settings, quick, monkeypatch, capsys):
     monkeypatch.setattr(reaper, "BUDGET", 0.5)
-    monkeypatch.setattr(reaper, "PAUSES", (0.05,))
+    monkeypatch.setattr(sweep, "LONG_PAUSES", (0.05,))
     owner = Owner(settings)
     session = owner.create({}, "t")
     owner.close()

@@ -55,6 +55,35 @@ def test_a_crashed_workers_sessions_are_ended_and_those_of_the_one_that_replaces
     suite.assert_settled()
 
 
+SOON_OVER = """
+import time
+from pathlib import Path
+
+def test_goes_on():
+    while not Path("go").exists():
+        time.sleep(0.02)
+
+def test_is_soon_over(anchor_session):
+    anchor_session()
+"""
+
+
+def test_what_a_worker_could_not_end_is_ended_while_the_run_goes_on(suite: Suite):
+    suite.server.fail_always("DELETE", faults.status(500))
+    suite.write("from pathlib import Path\ndef pytest_testnodedown(): Path('down').touch()\n", "conftest.py")
+    suite.write(SOON_OVER)
+    process = suite.start("--dist=load", "--maxschedchunk=1", workers=2)
+    until((suite.folder / "down").exists, 30)
+    assert suite.alive
+    suite.server.fail_always("DELETE", None)
+    until(lambda: not suite.alive, 30)
+    (suite.folder / "go").touch()
+    run = suite.finish(process)
+    assert run.status == 0
+    assert "1 by the sweep" in run.section
+    suite.assert_settled()
+
+
 # Creations that come too late.
 
 LATE = {

@@ -4,7 +4,7 @@
 bin := .venv/bin
 demo := $(bin)/pytest -p pytest_anchor -n 2 -v examples
 
-.PHONY: demo test bench setup clean
+.PHONY: demo test coverage bench setup clean
 
 demo: setup
 	$(demo) --anchor-local
@@ -18,6 +18,10 @@ test: setup
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy
+	$(bin)/pytest -n 5 --dist worksteal
+
+# The same tests, which take longer so.
+coverage: setup
 	$(bin)/coverage erase
 	$(bin)/coverage run -m pytest -n 5 --dist worksteal
 	@$(bin)/coverage combine --quiet

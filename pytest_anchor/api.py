@@ -592,7 +592,8 @@ def _http_date(text: str) -> float | None:
 def limit_told(headers: Mapping[str, str]) -> Limit:
     """What the headers of a 429 tell; whatever they hold, it raises nothing."""
     policies = list(_policies(headers.get("RateLimit-Policy", "")))
-    quota, window = min(policies, key=lambda one: (one[0] / one[1], one[0]), default=(None, None))
+    # Of several the shortest paces; of a longer one, Retry-After tells.
+    quota, window = min(policies, key=lambda one: (one[1], one[0]), default=(None, None))
     return Limit(_retry_after(headers.get("Retry-After", ""), headers.get("Date", "")), quota, window)
 
 

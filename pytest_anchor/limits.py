@@ -16,6 +16,7 @@ import math
 import os
 import random
 import re
+import shlex
 import threading
 import time
 from collections import Counter
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from filelock import Timeout
 
 from .errors import AnchorLimitError, AnchorRegistryError, printable
-from .locks import is_held, open_file, owner_lock, read_small
+from .locks import has_owners, is_held, open_file, owner_lock, read_small
 from .registry import LOCK_TIMEOUT, Run, guarded
 
 if TYPE_CHECKING:
@@ -213,12 +214,16 @@ class Limits:
     def begin_now(self, nonce: str) -> float | None:
         """Count a creation that nobody waits for as begun, if it keeps nobody from anything.
 
+        Half of what a window allows is left to the tests' own.
+
         :returns: when it began, in seconds since the epoch; ``None`` if it may not.
         """
         with self._changing() as state:
             now = time.time()
             state.forget(now)
             if any(one.present for one in state.queue) or state.next_start > now or state.is_full(self.cap):
+                return None
+            if state.quota and len(state.starts) >= state.quota // 2:
                 return None
             self._begin(state, nonce, "ahead", now)
         return now
@@ -368,8 +373,12 @@ class Limits:
         words = {"": "", "ahead": " for the next tests", "ending": ", which could not be ended so far"}
 
         def more(run: str, owner: str, use: str) -> str:
-            alive = _is_alive(self._registry / run, owner)
-            return words[use] if alive else ", which died: python -m pytest_anchor sweep ends what it left"
+            if _is_alive(self._registry / run, owner):
+                return words[use]
+            if has_owners(self._registry / run):
+                return ", which is over; its run goes on trying to end what it left"
+            registry = shlex.quote(printable(str(self._registry)))
+            return f", which died: python -m pytest_anchor sweep --registry {registry} ends what it left"
 
         return "; ".join(
             f"{count} by {'this run' if run == self._run else 'another run'} [{owner}]{more(run, owner, use)}"
@@ -391,6 +400,9 @@ class Limits:
                 self._patience = LOCK_TIMEOUT
             except (OSError, Timeout):
                 file, state = None, self._memory
+                # Of the others nobody hears any more.
+                state.slots = {nonce: slot for nonce, slot in state.slots.items() if self._is_mine(slot)}
+                state.queue = [one for one in state.queue if self._is_mine(one)]
                 self._patience = 0.0  # who waited once in vain does not do so each time
             if not self._saved:
                 self._merge(state)
@@ -398,12 +410,11 @@ class Limits:
             yield state
             self._saved = file is not None and _write(file, state)
 
+    def _is_mine(self, one: _Slot | _Waiter) -> bool:
+        return (one.run, one.owner) == (self._run, self._owner)
+
     def _merge(self, state: _State) -> None:
         """Bring what was not written when it should have been into *state*."""
-
-        def is_own(slot: _Slot) -> bool:
-            return (slot.run, slot.owner) == (self._run, self._owner)
-
         known = self._memory
         if known.until > state.until:
             state.until, state.set_at, state.misses = known.until, known.set_at, known.misses
@@ -414,8 +425,8 @@ class Limits:
                 known.learned,
                 known.starts,
             )
-        others = {nonce: slot for nonce, slot in state.slots.items() if not is_own(slot)}
-        state.slots = others | {nonce: slot for nonce, slot in known.slots.items() if is_own(slot)}
+        others = {nonce: slot for nonce, slot in state.slots.items() if not self._is_mine(slot)}
+        state.slots = others | {nonce: slot for nonce, slot in known.slots.items() if self._is_mine(slot)}
 
 
 class Waiting:

@@ -534,6 +534,7 @@ def _end_all(config: pytest.Config, plugin: _Plugin) -> AnchorError | None:
         timeout=max(deadline - time.monotonic(), settings.sweep_timeout / 2),
         at_once=settings.sweep_at_once,
         progress=Progress(config.pluginmanager.get_plugin("terminalreporter")),
+        ended=plugin.owner.let_go,
         elsewhere=plugin.elsewhere,
     )
 

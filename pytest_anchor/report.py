@@ -74,9 +74,9 @@ class Report:
         """Whether a session could not be confirmed to be over, or nobody can say."""
         # Without the API's list the record still tells all that this machine created; without the record, nobody does.
         no_record = self.problem is not None and not isinstance(self.problem, AnchorAPIError)
-        # The test whose creation was lost has failed already; what was created ahead has no test to fail.
-        lost_ahead = any(one.ahead for one in self.unresolved)
-        return bool(self.leaked or lost_ahead or self.state.unreadable or no_record or self.interrupted)
+        # What the API's list has not shown for seconds is likely nothing, as long as somebody goes on looking.
+        unseen = self.unresolved and (self.problem is not None or self.log is None)
+        return bool(self.leaked or unseen or self.state.unreadable or no_record or self.interrupted)
 
     @property
     def settled(self) -> bool:

@@ -25,7 +25,7 @@ from .settings import KEYWORDS, check_key
 from .tags import TAG, new_nonce, new_tag, run_tag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from .api import AnchorAPI
@@ -217,9 +217,9 @@ class Owner:
         self._unwatched = settings.local or not settings.reaper  # a local backend goes with its run by itself
         self._users: WeakSet[threading.Thread] = WeakSet()
         self._left: list[AnchorSession] = []  # that a teardown could not end
-        self._left_again = 0.0
+        self._keeper: Pool | None = None  # of those
         self._open: dict[str, Record] = {}  # of the sessions that are not known to be over, by nonce
-        self._over = False
+        self._over = threading.Event()
 
     def join(self) -> Run:
         """The run's record, with this owner's lock held.
@@ -343,7 +343,7 @@ class Owner:
                 **marks,
             }
             with self._lock:  # once `finish` has had it, all intents of this process are on record
-                if self._over:
+                if self._over.is_set():
                     raise AnchorError(f"no session was created for {printable(test)}: the run is over, and sweeps")
                 run.append("intent", nonce, **intent)
             try:
@@ -394,12 +394,11 @@ class Owner:
         """What can be done for a test that waits."""
         if self._prefetch is not None:
             self._prefetch.drop_ready()
-        with self._lock:
-            if not self._left or time.monotonic() < self._left_again:
-                return
-            self._left_again = time.monotonic() + END_AGAIN
-            left, self._left = self._left, []
-        self.end_later(left)
+
+    def let_go(self, nonce: str) -> None:
+        """Free the slot of a session that a sweep has ended."""
+        if self._limits is not None:
+            self._limits.let_go([nonce])
 
     def plan(self, current: Wanted | None, coming: Sequence[Wanted]) -> None:
         """Create ahead what the next tests will ask for; nothing is before a test has created a session.
@@ -456,11 +455,33 @@ class Owner:
         with self._lock:
             for nonce in over:
                 self._open.pop(nonce, None)
-        if failures and how == "teardown":
+        if failures and how == "teardown" and limits.cap:
             limits.use((one._record.nonce for one in failures), "ending")
-            with self._lock:
-                self._left += failures
+            self._keep(failures)
         return failures
+
+    def _keep(self, failures: Iterable[AnchorSession]) -> None:
+        with self._lock:
+            self._left += failures
+            if self._keeper is None:
+                from .background import Pool
+
+                self._keeper = Pool(1, "pytest-anchor-again")
+        self._keeper.submit(self._try_again)
+
+    def _try_again(self) -> None:
+        """End what a teardown could not, whenever anybody waits for a slot."""
+        while True:
+            with self._lock:
+                self._left = [one for one in self._left if not one.ended]
+                if not self._left:
+                    return
+            if self._over.wait(END_AGAIN):
+                return
+            if self.limits.is_crowded():
+                with self._lock:
+                    left, self._left = self._left, []
+                self.end_later(left)
 
     def end_later(self, sessions: list[AnchorSession]) -> None:
         """End *sessions* in the background; what cannot be ended stays recorded."""
@@ -508,7 +529,7 @@ class Owner:
         """
         deadline = time.monotonic() + timeout
         with self._lock:
-            self._over = True
+            self._over.set()
         if self._prefetch is not None:
             self._prefetch.close(timeout)
         if self._ends is not None:

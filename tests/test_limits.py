@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import threading
@@ -12,6 +13,7 @@ import fault_server as fs
 import pytest
 
 from pytest_anchor import limits as limits_module
+from pytest_anchor import session as session_module
 from pytest_anchor.errors import AnchorAPIError, AnchorLimitError, Limit
 from pytest_anchor.limits import BACKOFF, MARGIN, Limits, account_of, plan_cap, waits_in
 from pytest_anchor.registry import Run
@@ -276,22 +278,23 @@ def test_the_slots_of_the_dead_are_free_when_their_sessions_are_over(registry):
     with pytest.raises(AnchorLimitError):
         begin(limits)
     run.leave()
-    with pytest.raises(
-        AnchorLimitError, match=r"2 by this run \[gw0\], which died: python -m pytest_anchor sweep ends"
-    ):
+    with pytest.raises(AnchorLimitError, match=r"2 by this run \[gw0\], which is over; its run goes on trying to end"):
         begin(limits)
     run.append("ended", "inv-a", how="sweep", already=False)
     begin(limits)
 
 
 def test_the_slots_of_a_run_that_is_gone_are_free(registry):
-    limits = registry.owner("main", cap=1, timeout=0.3)
+    limits, folder = registry.owner("main", cap=1, timeout=0.3), re.escape(str(registry.folder))
     begin(registry.owner("main", run="other", cap=1))
     run = registry.runs[-1]
     run.append("intent", "n", owner="main", test="", time=1, base_url="", fingerprint="", run_id="", place=1)
     run.append("created", "n", id="x", seal="s")
     run.leave()
-    with pytest.raises(AnchorLimitError, match="1 by another run"):
+    with pytest.raises(
+        AnchorLimitError,
+        match=rf"another run \[main\], which died: python -m pytest_anchor sweep --registry {folder} ends",
+    ):
         begin(limits)
     run.remove()
     begin(limits)
@@ -419,6 +422,17 @@ def test_what_nobody_waits_for_begins_only_where_it_is_in_nobodys_way(registry):
     assert limits.begin_now("c") is None
 
 
+@pytest.mark.parametrize(("quota", "ahead"), [(1, 0), (2, 1), (5, 2)])
+def test_half_of_what_a_window_allows_is_left_to_those_that_somebody_waits_for(registry, quota, ahead):
+    limits = registry.owner()
+    limits.met("x", 0.0, Limit(0.0, quota, 600.0))
+    wait_for(lambda: registry.state["until"] < time.time())
+    begun = [limits.begin_now(f"a{n}") for n in range(quota)]
+    assert [one is not None for one in begun] == [True] * ahead + [False] * (quota - ahead)
+    for n in range(quota - ahead):
+        begin(limits, f"b{n}")
+
+
 # the file
 
 
@@ -521,6 +535,19 @@ def test_who_could_not_write_for_a_while_takes_his_own_slots_back_and_leaves_the
     assert {nonce: slot[2] for nonce, slot in registry.state["slots"].items()} == {"b": "", "c": "ending", "d": ""}
     assert registry.state["quota"] == 5
     assert registry.state["until"] > time.time() + 10
+
+
+def test_who_cannot_read_the_file_does_not_wait_for_others_for_ever(registry):
+    limits, other = registry.owner("gw0", cap=2), registry.owner("gw1", cap=2)
+    begin(limits, "a"), begin(other, "b")
+    waiter = in_background(lambda: begin(limits, "c"))
+    wait_for(lambda: registry.state["queue"])
+    registry.file.unlink()
+    registry.file.mkdir()
+    waiter.join(BUSY)
+    assert not waiter.is_alive()
+    with pytest.raises(AnchorLimitError, match="itself"):
+        begin(limits, "d", stuck=True)
 
 
 def test_a_lock_that_is_never_free_is_waited_for_once(registry, monkeypatch):
@@ -691,6 +718,23 @@ def test_what_a_teardown_could_not_end_is_tried_again_by_who_waits(server, setti
     other = owner.create({}, "u")
     assert server.alive == [other.id]
     owner.close()
+
+
+def test_what_a_teardown_could_not_end_is_tried_again_while_another_waits(server, settings, monkeypatch):
+    monkeypatch.setattr(session_module, "END_AGAIN", 0.1)
+    server.cap = 1
+    owner, other = Owner(settings), Owner(settings._replace(owner="gw1", create_timeout=60.0))
+    session = owner.create({}, "t")
+    server.fail_always("DELETE", fs.for_a_while(1.0, fs.status(500)))
+    assert owner.end([session], how="teardown", timeout=0.5)
+    server.requests.clear()
+    time.sleep(0.5)
+    assert server.requests == [], "nobody waits"
+    got = other.create({}, "u")
+    assert server.alive == [got.id]
+    for one in (owner, other):
+        one.finish(5)
+        one.close()
 
 
 def test_a_thread_that_may_end_a_session_is_waited_for(server, settings):

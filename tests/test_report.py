@@ -90,7 +90,7 @@ def test_a_leak_that_nobody_tried_to_end():
 def test_unresolved_creations():
     made = report(record("1", "lost", id=None, error=ERROR), record("2", "pending", id=None, owner="gw1"))
     assert made
-    assert not made.failed
+    assert made.failed
     assert not made.settled
     unknown = "  no answer told its id, and the API lists no such session: "
     assert text(made) == [
@@ -102,7 +102,17 @@ def test_unresolved_creations():
         "this is on record in /reg/run",
         "the next run here tries again; so does: python -m pytest_anchor sweep --registry /reg",
     ]
+    assert next(made.lines()).markup == {"red": True, "bold": True}
+
+
+def test_what_the_list_does_not_show_and_the_reaper_goes_on_looking_for_fails_nothing():
+    lost = record("1", "lost", id=None, error=ERROR)
+    made = report(lost, log=Path("/reg/run/reaper.log"))
+    assert not made.failed
+    assert not made.settled
+    assert text(made)[:2] == ["0 sessions created: 1 unresolved", "UNRESOLVED a creation of t.py::a"]
     assert next(made.lines()).markup == {"green": False}
+    assert report(lost, log=Path("/reg/run/reaper.log"), problem=AnchorAPIError("list")).failed
 
 
 def test_a_note():

@@ -323,6 +323,16 @@ def test_a_killed_owners_sessions_are_ended_and_a_living_ones_are_not(server, ap
     assert run.read().records["inv-1"].how == "sweep"
 
 
+def test_what_a_dead_owner_was_creating_is_found_and_what_a_living_one_is_creating_is_not(server, api, run):
+    intend(run, "inv-1", owner="gw0")
+    intend(run, "inv-2")
+    server.add(*tags("inv-1"))
+    under_way = server.add(*tags("inv-2"))
+    sweep_owner(api, run, "r1", "gw0", goes_on=lambda: True)
+    assert server.alive == [under_way]
+    assert states(run) == {"inv-1": "ended", "inv-2": "pending"}
+
+
 def test_the_api_may_be_gone(run, quick):
     api = AnchorAPI("http://127.0.0.1:1", KEY)
     intend_with(api, run, "inv-1")
@@ -546,6 +556,14 @@ def test_how_many_at_once_is_an_option(server, api, run):
     assert swept(api, run, at_once=3)[0] is None
     assert server.alive == []
     assert max(most) == 3
+
+
+def test_it_tells_of_each_that_is_over(server, api, run):
+    bad, *_ = [opened(server, api, run, f"inv-{n}") for n in range(3)]
+    server.fail_always("DELETE", fs.on(bad, fs.status(403)))
+    told = []
+    swept(api, run, timeout=2, ended=told.append)
+    assert sorted(told) == ["inv-1", "inv-2"]
 
 
 def test_connections_are_kept_alive(server, api, run):

@@ -803,7 +803,7 @@ EXITS = """
 import signal, pytest
 
 def test_a(anchor_session):
-    signal.signal(signal.SIGUSR1, lambda *_: pytest.exit("too late", returncode=5))
+    signal.signal(signal.SIGUSR1, lambda *_: pytest.exit("too late", returncode=7))
     anchor_session()
 """
 
@@ -815,7 +815,7 @@ def test_an_exit_during_a_request_does_not_show_the_key(suite: Suite):
     until(lambda: suite.server.count("POST"))
     process.send_signal(signal.SIGUSR1)
     run = suite.finish(process)
-    assert run.status == 5
+    assert run.status == 7
     assert "too late" in run.out
     assert SECRET not in run.out + run.err
 

@@ -84,6 +84,30 @@ def test_what_a_worker_could_not_end_is_ended_while_the_run_goes_on(suite: Suite
     suite.assert_settled()
 
 
+LOST = """
+import pytest
+from pytest_anchor import AnchorLostCreateError
+
+def test_a(anchor_session):
+    with pytest.raises(AnchorLostCreateError):
+        anchor_session()
+"""
+
+
+@pytest.mark.parametrize(("reaper", "status"), [(True, 0), (False, 1)])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_was_lost_and_never_seen_fails_the_run_where_nobody_goes_on_looking(
+    suite: Suite, workers: int, *, reaper: bool, status: int
+):
+    suite.server.fail("POST", faults.status(500))
+    suite.write(LOST)
+    run = suite.run("--anchor-sweep-timeout=0.5", workers=workers, reaper=reaper)
+    assert (run.status, run.outcomes) == (status, {"passed": 1})
+    assert "0 sessions created: 1 unresolved" in run.section
+    assert ("the reaper goes on trying" in run.section) == reaper
+    assert run.recorded
+
+
 # Creations that come too late.
 
 LATE = {

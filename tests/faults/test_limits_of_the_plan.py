@@ -178,6 +178,21 @@ def test_the_slots_of_a_killed_worker_become_free(suite: Suite, server: FaultSer
     assert not run.alive
 
 
+def test_a_slot_becomes_free_while_the_last_sweep_goes_on(suite: Suite, server: FaultServer):
+    suite.write("def test_it(anchor_session): anchor_session(), anchor_session()", "test_sweeps.py")
+    suite.write(SUITE.format(count=1))
+    server.fail_always("DELETE", faults.status(500))
+    cap = "--anchor-max-sessions=2"
+    sweeps = suite.start("test_sweeps.py", cap, "--anchor-sweep-timeout=40")
+    until(lambda: [one.error is not None for one in suite.records] == [True, True])
+    other = suite.start("test_it.py", cap)
+    server.fail_always("DELETE", faults.on(suite.alive[0], faults.status(500)))
+    assert suite.finish(other).status == 0
+    assert sweeps.poll() is None
+    server.fail_always("DELETE", None)
+    assert suite.finish(sweeps).status == 0
+
+
 def test_the_slots_of_a_killed_run_become_free(suite: Suite, server: FaultServer):
     server.cap = 1
     suite.write("import time\ndef test_it(anchor_session): anchor_session(), time.sleep(60)", "test_killed.py")

@@ -563,10 +563,11 @@ def test_what_a_local_backend_served_is_over_with_it_and_nothing_else_is(server,
 
 
 def test_sweep_dry_run_tells_what_would_be_left_alone(server, api, dead, alive, capsys, monkeypatch):
+    then = time.time() - HOUR
     intend_with(api, dead, "dead-1", test="edited")
     dead.append("created", "dead-1", id="abc", seal="0" * 32)
-    intend_with(api, dead, "dead-2", test="theirs", fingerprint="0" * 16)
-    intend(dead, "dead-3", test="moved", base_url=api.base_url, fingerprint=api.fingerprint, place=1)
+    intend_with(api, dead, "dead-2", test="theirs", fingerprint="0" * 16, time=then)
+    intend(dead, "dead-3", test="moved", base_url=api.base_url, fingerprint=api.fingerprint, place=1, time=then)
     opened(server, api, dead, "dead-4", test="ours")
     ids = alive()
     expected = [

@@ -185,7 +185,7 @@ class Suite:
         assert {one.id for one in self.records if one.id} <= known, "the registry names sessions of others"
 
     def kill_leftovers(self) -> None:
-        """What a failed test does, so that nothing of it lives on."""
+        """See to it that nothing of a test lives on, though it has failed."""
         for pid in self.processes:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

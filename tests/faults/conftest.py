@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,10 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def suite(tmp_path: Path, server: FaultServer) -> Suite:
-    return Suite(tmp_path, server)
+def suite(tmp_path: Path, server: FaultServer) -> Iterator[Suite]:
+    suite = Suite(tmp_path, server)
+    yield suite
+    suite.kill_leftovers()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

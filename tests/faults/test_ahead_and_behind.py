@@ -85,6 +85,17 @@ def signal_to(suite: Suite, process: subprocess.Popen[str], what: int, target: s
         process.send_signal(what)
 
 
+def until_ready(suite: Suite) -> faults.Fault:
+    """Nothing comes to be before the suite's last test is ready, and half a second has passed."""
+
+    def wait(_handler, act):
+        until(is_ready(suite))
+        time.sleep(0.5)
+        return act()
+
+    return wait
+
+
 def is_ready(suite: Suite) -> Callable[[], bool]:
     return (suite.folder / "ready").exists
 
@@ -222,7 +233,7 @@ def test_what_cannot_be_ended_in_the_background_fails_the_run_and_names_its_test
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_ctrl_c_with_forty_ends_under_way(suite: Suite, server: FaultServer, workers: int):
-    server.fail_always("DELETE", faults.slow(0.5))
+    server.fail_always("DELETE", until_ready(suite))
     suite.write(MANY.format(40, STOP))
     process = suite.start(BEHIND, workers=workers)
     until(is_ready(suite))
@@ -236,12 +247,13 @@ def test_ctrl_c_with_forty_ends_under_way(suite: Suite, server: FaultServer, wor
 
 
 def test_a_kill_with_forty_ends_under_way(suite: Suite, server: FaultServer):
-    server.fail_always("DELETE", faults.slow(0.5))
+    server.fail_always("DELETE", until_ready(suite))
     suite.write(MANY.format(40, STOP))
     process = suite.start(BEHIND, reaper=True)
     until(is_ready(suite))
+    assert len(suite.alive) > 20, "they were not in the background"
     signal_to(suite, process, KILL)
-    assert len(suite.finish(process).alive) > 20
+    suite.finish(process)
     suite.wait_for_quiet()
     suite.assert_settled()
 

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import fault_server as faults
 import pytest
 from real_runs import Suite, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(suite: Suite) -> Iterator[None]:
-    yield
-    suite.kill_leftovers()
 
 
 ONE = "def test_a(session_anchor_session):\n    session_anchor_session()\n"

@@ -585,14 +585,23 @@ def test_ends_that_were_not_begun_in_time_are_the_sweeps(server, owners, until, 
 
 
 class Spy:
-    """Waits after each test until all that is created ahead is there; counts what was handed out."""
+    """Waits before and after each test until all that is created ahead is there; counts what was handed out."""
 
     def __init__(self) -> None:
         self.taken = 0
 
     @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item: pytest.Item):
+        self.wait(item)
+        yield
+        self.wait(item)
+
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item):
         yield
+        self.wait(item)
+
+    def wait(self, item: pytest.Item):
         plugin = item.config.stash[_KEY]
         prefetch = plugin.owner._prefetch if plugin.used else None
         deadline = time.monotonic() + BUSY

@@ -231,7 +231,7 @@ LOOP["x"] = LOOP
         timeouts(max_duration=float("inf")),
         timeouts(max_duration=10**400),
         {"browser": {"profile": {"name": "p", "persist": True}}},
-        {"session": {"x": object()}},
+        {"session": {"x": b"bytes"}},
         {"session": {1: 1, "1": 1}},
         LOOP,
     ],

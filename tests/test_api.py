@@ -7,11 +7,13 @@ import re
 import shutil
 import signal
 import socket
+import socketserver
 import ssl
 import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
@@ -249,6 +251,63 @@ def test_a_proxy_that_does_not_answer_creates_nothing(quick, monkeypatch):
     with pytest.raises(AnchorAPIError) as caught:
         AnchorAPI("https://anchor.example", KEY).create({})
     assert type(caught.value) is AnchorAPIError
+
+
+class Tunnels(socketserver.BaseRequestHandler):
+    """A proxy that leads every CONNECT to one server."""
+
+    def handle(self):
+        while not self.request.recv(4096, socket.MSG_PEEK).endswith(b"\r\n\r\n"):
+            time.sleep(0.01)
+        self.request.recv(4096)
+        with socket.create_connection(self.server.leads_to) as there:
+            self.request.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            back = threading.Thread(target=self.pass_on, args=(there, self.request))
+            back.start()
+            self.pass_on(self.request, there)
+            back.join()
+
+    def pass_on(self, source, target):
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        for one in (source, target):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def behind_a_proxy(server, quick, monkeypatch, tmp_path):
+    """The API with TLS, to which a proxy leads."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=anchor.example"
+    names = ["-addext", "subjectAltName=DNS:anchor.example", "-out", certificate, "-keyout", key]
+    subprocess.run([*make.split(), *names], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server._http.socket = context.wrap_socket(server._http.socket, server_side=True)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Tunnels) as proxy:
+        proxy.daemon_threads = True
+        proxy.leads_to = server._http.server_address
+        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.server_address[1]}")
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        yield AnchorAPI("https://anchor.example", KEY)
+        proxy.shutdown()
+        thread.join()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the server's certificate")
+def test_what_is_lost_behind_a_proxy_is_lost(server, behind_a_proxy):
+    api = behind_a_proxy
+    ended = api.create({}).id
+    assert not api.end(ended, TAG, deadline=later()).already
+    for fault in (fs.lost_reset, fs.lost_truncated, fs.lost_status(502)):
+        server.fail("POST", fault)
+        with pytest.raises(AnchorLostCreateError):
+            api.create({})
+    assert len(server.alive) == 3
 
 
 def test_a_netrc_does_not_replace_the_key(server, quick, monkeypatch, tmp_path):

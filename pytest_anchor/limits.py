@@ -45,6 +45,7 @@ BACKOFF = 0.5  # seconds after the first 429 at least; doubled with each that fo
 MAX_BACKOFF = 30.0  # seconds
 LATE = 3.0  # seconds after which who waits and does not look again is taken for dead or stopped
 LOOK = 0.25  # seconds between looks, at most
+FIRST_LOOK = 0.02  # seconds between those of the first in the queue
 TOLD_AFTER = 2.0  # seconds of waiting before anything is said of it
 ASK_PLAN = 5.0  # seconds for the one question after the plan's cap
 MAX_FILE = 4 << 20  # bytes
@@ -316,7 +317,7 @@ class Limits:
                     f"the next may begin in {math.ceil(wait)} s at the earliest, and the limit that "
                     f"--anchor-create-timeout sets leaves {waiting.left:.0f} s. {_REMEDY}",
                 )
-            return _Turn(min(max(wait, 0.02 if first else 0.05), LOOK), me.why, full)
+            return _Turn(min(max(wait, FIRST_LOOK * (1 + len(before))), LOOK), me.why, full)
 
     def leave(self, ticket: str, nonce: str) -> None:
         """Give up the place in the queue, and the slot of a creation that was interrupted as it began."""

@@ -1,4 +1,5 @@
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ from pytest_anchor.api import AnchorAPI
 from pytest_anchor.registry import Run
 from pytest_anchor.session import Owner
 from pytest_anchor.settings import Settings
+
+
+# A shell's background jobs ignore it, and so would all that is started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

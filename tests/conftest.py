@@ -14,7 +14,6 @@ from pytest_anchor.registry import Run
 from pytest_anchor.session import Owner
 from pytest_anchor.settings import Settings
 
-
 # A shell's background jobs ignore it, and so would all that is started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from .tell import Teller
 
 TEARDOWN_TIMEOUT = 4.5  # seconds; xdist cuts an interrupted worker's teardown off after about 5
-CRASH_TIMEOUT = 20.0  # seconds that the end of a run waits for a sweep of a worker's sessions that is under way
+WORKER_SWEEP_TIMEOUT = 20.0  # seconds that the end of a run waits for what is just being done about its workers
 JOIN_LOOK = 0.1  # seconds between a controller's looks at whether a worker has asked for a session
 JOIN_TIMEOUT = 1.5  # seconds that a worker's end waits for its controller
 RECOVERY_TIMEOUT = 5.0  # seconds that the end of a run waits for what earlier runs left
@@ -513,10 +513,11 @@ def _end_all(config: pytest.Config, plugin: _Plugin) -> AnchorError | None:
     from .progress import Progress
     from .sweep import sweep_run, write_off
 
-    deadline = time.monotonic() + plugin.settings.sweep_timeout
-    for thread in plugin.worker_sweeps:
-        thread.join(CRASH_TIMEOUT)
     settings = plugin.settings
+    deadline = time.monotonic() + settings.sweep_timeout
+    patience = time.monotonic() + min(WORKER_SWEEP_TIMEOUT, settings.sweep_timeout / 2)
+    for thread in plugin.worker_sweeps:
+        thread.join(max(patience - time.monotonic(), 0.0))
     plugin.owner.finish(settings.sweep_timeout / 2)
     if settings.local:
         from .local.launch import is_gone

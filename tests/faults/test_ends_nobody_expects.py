@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import fault_server as faults
 import pytest
 from real_runs import Suite, until
@@ -74,6 +76,19 @@ def test_what_a_worker_could_not_end_is_ended_while_the_run_goes_on(suite: Suite
     assert run.status == 0
     assert "1 by the sweep" in run.section
     suite.assert_settled()
+
+
+CRASH = "import os, pytest\n@pytest.mark.parametrize('n', range(3))\ndef test_a(anchor_session, n): anchor_session(), os._exit(3)\n"
+
+
+def test_what_is_being_done_about_crashed_workers_holds_the_end_up_once_and_not_for_long(suite: Suite):
+    suite.server.fail_always("DELETE", faults.silent)
+    suite.write(CRASH)
+    start = time.monotonic()
+    run = suite.run("--anchor-sweep-timeout=4", workers=1)
+    assert time.monotonic() - start < 40
+    assert run.outcomes == {"failed": 3}
+    assert "3 sessions created: 3 leaked" in run.section
 
 
 LOST = """

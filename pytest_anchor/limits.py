@@ -16,7 +16,6 @@ import math
 import os
 import random
 import re
-import shlex
 import threading
 import time
 from collections import Counter
@@ -185,10 +184,14 @@ class Limits:
     :param account: names the account; see :func:`account_of`.
     :param cap: most sessions at once, 0 for no cap.
     :param timeout: seconds that a creation may wait.
+    :param base_url: where the account's API is.
     """
 
-    def __init__(self, folder: Path, run: Path, owner: str, *, account: str, cap: int, timeout: float) -> None:
+    def __init__(
+        self, folder: Path, run: Path, owner: str, *, account: str, cap: int, timeout: float, base_url: str = ""
+    ) -> None:
         self.cap = cap
+        self._base_url = base_url
         self._registry = run.parent
         self._run = run.name
         self._owner = owner
@@ -370,6 +373,8 @@ class Limits:
 
     def holders(self) -> str:
         """Who holds the slots, in words."""
+        from .report import sweep_command
+
         held = Counter((slot.run, slot.owner, slot.use) for slot in list(self._look().slots.values()))
         words = {"": "", "ahead": " for the next tests", "ending": ", which could not be ended so far"}
 
@@ -377,9 +382,8 @@ class Limits:
             if _is_alive(self._registry / run, owner):
                 return words[use]
             if has_owners(self._registry / run):
-                return ", which is over; its run goes on trying to end what it left"
-            registry = shlex.quote(printable(str(self._registry)))
-            return f", which died: python -m pytest_anchor sweep --registry {registry} ends what it left"
+                return ", which is over; its run tries to end what it left"
+            return f", which died: {sweep_command(self._registry, self._base_url)} ends what it left"
 
         return "; ".join(
             f"{count} by {'this run' if run == self._run else 'another run'} [{owner}]{more(run, owner, use)}"
@@ -399,11 +403,11 @@ class Limits:
                 file = stack.enter_context(guarded(self._path, self._patience))
                 state = _parse(os.pread(file, MAX_FILE, 0))
                 self._patience = LOCK_TIMEOUT
-            except (OSError, Timeout):
+            except (OSError, Timeout) as error:
                 file, state = None, self._memory
-                # Of the others nobody hears any more.
-                state.slots = {nonce: slot for nonce, slot in state.slots.items() if self._is_mine(slot)}
-                state.queue = [one for one in state.queue if self._is_mine(one)]
+                if not isinstance(error, Timeout):  # of the others nobody hears any more
+                    state.slots = {nonce: slot for nonce, slot in state.slots.items() if self._is_mine(slot)}
+                    state.queue = [one for one in state.queue if self._is_mine(one)]
                 self._patience = 0.0  # who waited once in vain does not do so each time
             if not self._saved:
                 self._merge(state)

@@ -181,7 +181,7 @@ class _Plugin:
         """Whether the worker has left a session open, or does not know whether it has."""
         with suppress(AnchorError):  # the final sweep meets the same, and reports it
             records = self.owner.join().read().records.values()
-            return any((one.open or one.unresolved) and one.owner == worker for one in records)
+            return any(one.owner == worker and (one.open or one.unresolved) for one in records)
         return False
 
     def goes_on(self) -> bool:
@@ -359,14 +359,12 @@ def _take_records(plugin: _Plugin, records: list[dict[str, Any]] | None) -> None
 
 
 def _sweep_worker(plugin: _Plugin, worker: str) -> None:
-    from .registry import Run
     from .sweep import sweep_owner
 
     settings = plugin.settings
-    with suppress(AnchorError):  # the final sweep meets the same, and reports it
-        _, api = plugin.owner.open()
-        run = Run(settings.folder, settings.owner)  # of its own: the controller reads, too
-        sweep_owner(api, run, settings.run_id, worker, goes_on=plugin.goes_on, at_once=settings.sweep_at_once)
+    with suppress(AnchorError, OSError):  # the final sweep meets the same, and reports it
+        run, api = plugin.owner.open()
+        sweep_owner(api, run.view(), settings.run_id, worker, goes_on=plugin.goes_on, at_once=settings.sweep_at_once)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -511,7 +509,7 @@ def _sweep(config: pytest.Config, plugin: _Plugin, *, hurried: bool) -> Report:
 
 def _end_all(config: pytest.Config, plugin: _Plugin) -> AnchorError | None:
     from .progress import Progress
-    from .sweep import sweep_run, write_off
+    from .sweep import LOST_GRACE, sweep_run, write_off, write_off_lost
 
     settings = plugin.settings
     deadline = time.monotonic() + settings.sweep_timeout
@@ -528,7 +526,7 @@ def _end_all(config: pytest.Config, plugin: _Plugin) -> AnchorError | None:
     if not plugin.elsewhere and all(one.state == "ended" for one in plugin.owner.join().read().records.values()):
         return None
     run, api = plugin.owner.open()
-    return sweep_run(
+    problem = sweep_run(
         api,
         run,
         settings.run_id,
@@ -537,7 +535,11 @@ def _end_all(config: pytest.Config, plugin: _Plugin) -> AnchorError | None:
         progress=Progress(config.pluginmanager.get_plugin("terminalreporter")),
         ended=plugin.owner.let_go,
         elsewhere=plugin.elsewhere,
+        grace=0.0 if settings.local else LOST_GRACE,
     )
+    if settings.local:  # what it creates too late goes with it
+        write_off_lost(run)
+    return problem
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

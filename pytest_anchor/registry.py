@@ -99,7 +99,8 @@ class Record:
             if not (is_session_id(fields["id"]) and fields["seal"].isascii()):
                 raise ValueError(event)
             self.id, self.seal = fields["id"], fields["seal"]
-            self.state, self.error = "open", None
+            if self.state != "ended":  # by whoever was faster
+                self.state, self.error = "open", None
         elif event == "refused":
             self.state = event
         elif event == "lost":
@@ -192,6 +193,12 @@ class Run:
                 self._place = self.place
         except (OSError, Timeout) as error:
             raise _unusable(self.folder.parent, error) from error
+
+    def view(self) -> Run:
+        """The same run, for another thread: it reads for itself."""
+        run = Run(self.folder, self.owner)
+        run._place = self._place
+        return run
 
     def leave(self) -> None:
         """Let this owner's lock go."""
@@ -299,11 +306,11 @@ class Run:
             whole = piece.endswith(b"\n")
             if not (whole or skipping or len(piece) == MAX_LINE):
                 return  # torn by a kill, or being written just now
-            self._offset += len(piece)
             if whole and not skipping:
                 self._take(piece[:-1])
             elif not skipping:
                 self.state.unreadable += 1
+            self._offset += len(piece)  # last: what Ctrl-C interrupts is taken again
             skipping = not whole
 
     def remove(self) -> None:

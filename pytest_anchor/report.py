@@ -139,8 +139,7 @@ class Report:
     def _sweep_command(self) -> str:
         """The command that goes on where this run has left off."""
         urls = {one.base_url for one in (*self.leaked, *self.unresolved)}
-        where = _base_url_option(urls.pop()) if len(urls) == 1 else ""
-        return f"python -m pytest_anchor sweep {where}--registry {shlex.quote(printable(str(self.folder.parent)))}"
+        return sweep_command(self.folder.parent, urls.pop() if len(urls) == 1 else "")
 
     def _counts(self) -> str:
         ended = Counter(map(_became, (one for one in self.created if not one.open)))
@@ -170,6 +169,13 @@ def end_command(record: Record) -> str:
     """The command that ends one session by hand."""
     dashes = "-- " if str(record.id).startswith("-") else ""
     return f"python -m pytest_anchor end {_base_url_option(record.base_url)}{dashes}{record.id}"
+
+
+def sweep_command(registry: Path, base_url: str) -> str:
+    """The command that ends what dead runs left; an empty *base_url* names none."""
+    return (
+        f"python -m pytest_anchor sweep {_base_url_option(base_url)}--registry {shlex.quote(printable(str(registry)))}"
+    )
 
 
 def _base_url_option(base_url: str) -> str:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 END_TIMEOUT = 30.0  # seconds for an end() that a test asks for itself, or that goes on in the background
 END_AGAIN = 2.0  # seconds between attempts to end what a teardown could not, while somebody waits for its slot
+LOOK_AGAIN = 0.25  # seconds between looks at whether anybody does
 ENDS_AT_ONCE = 16  # sessions that are ended in the background at the same time
 WORTH_TELLING = 0.1  # seconds of waiting
 
@@ -217,7 +218,8 @@ class Owner:
         self._unwatched = settings.local or not settings.reaper  # a local backend goes with its run by itself
         self._users: WeakSet[threading.Thread] = WeakSet()
         self._left: list[AnchorSession] = []  # that a teardown could not end
-        self._keeper: Pool | None = None  # of those
+        self._left_again = 0.0  # when those may be tried again, in ``time.monotonic()`` seconds
+        self._keeper: threading.Thread | None = None  # of those
         self._open: dict[str, Record] = {}  # of the sessions that are not known to be over, by nonce
         self._over = threading.Event()
 
@@ -277,6 +279,7 @@ class Owner:
                     run.folder,
                     settings.owner,
                     account=account_of(api),
+                    base_url=api.base_url,
                     cap=plan_cap(api, run) if settings.max_sessions is None else settings.max_sessions,
                     timeout=settings.create_timeout,
                 )
@@ -463,22 +466,21 @@ class Owner:
     def _keep(self, failures: Iterable[AnchorSession]) -> None:
         with self._lock:
             self._left += failures
-            if self._keeper is None:
-                from .background import Pool
-
-                self._keeper = Pool(1, "pytest-anchor-again")
-        self._keeper.submit(self._try_again)
+            if self._keeper is None or not self._keeper.is_alive():
+                self._keeper = threading.Thread(target=self._try_again, name="pytest-anchor-again", daemon=True)
+                with suppress(RuntimeError):  # no thread can be started: they are the sweep's
+                    self._keeper.start()
 
     def _try_again(self) -> None:
         """End what a teardown could not, whenever anybody waits for a slot."""
-        while True:
+        while not self._over.wait(LOOK_AGAIN):
             with self._lock:
                 self._left = [one for one in self._left if not one.ended]
                 if not self._left:
+                    self._keeper = None
                     return
-            if self._over.wait(END_AGAIN):
-                return
-            if self.limits.is_crowded():
+            if time.monotonic() >= self._left_again and self.limits.is_crowded():
+                self._left_again = time.monotonic() + END_AGAIN
                 with self._lock:
                     left, self._left = self._left, []
                 self.end_later(left)

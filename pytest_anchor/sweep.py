@@ -95,7 +95,8 @@ def sweep_run(
             api, run, todo, how=how, deadline=deadline, progress=progress, ended=ended, at_once=at_once, again=True
         )
         left_over = deadline - time.monotonic()
-        if left_over > 0 or not looked:
+        wanted = owner is None or any(record.unresolved for record in owned(run.state))
+        if wanted and goes_on() and (left_over > 0 or not looked):
             half = left_over / 2 if failures else 0.0  # kept for those
             listing = adopt_listed(api, run, run_id, how=how, owner=owner, deadline=deadline - half)
             looked = True
@@ -128,7 +129,7 @@ def end_session(api: AnchorAPI, run: Run, record: Record, *, how: str, deadline:
 def sweep_owner(
     api: AnchorAPI, run: Run, run_id: str, owner: str, *, goes_on: Callable[[], bool], at_once: int = AT_ONCE
 ) -> None:
-    """End what a dead owner left open, and find what it was just creating; what fails is left to :func:`sweep_run`.
+    """End what an owner that is gone left open, and find what it was just creating, until the run comes to its end.
 
     Does nothing while the owner lives: a worker whose connection broke may still use its sessions.
 
@@ -156,10 +157,15 @@ def sweep_owner(
 
 def write_off(run: Run) -> None:
     """Write down that nothing of the run is running: its local backend is gone, and every browser with it."""
+    write_off_lost(run)
+    for record in _open(run.read().records.values()):
+        _note(run, record, "ended", how="sweep", already=True)
+
+
+def write_off_lost(run: Run) -> None:
+    """Write down that nothing has come, nor will come, of the creations that nobody knows the end of."""
     for record in run.read().records.values():
-        if record.open:
-            _note(run, record, "ended", how="sweep", already=True)
-        elif record.unresolved:
+        if record.unresolved:
             _note(run, record, "refused")
 
 
@@ -171,7 +177,6 @@ def adopt_listed(
     Those are creations whose answer was lost, and the sessions of workers on other machines.
 
     :param owner: whose intents they must be, if anybody's: another's may be under way.
-
     :returns: why there is no list, if so.
     """
     try:
@@ -193,7 +198,7 @@ def adopt_listed(
             continue
         if nonce in records and records[nonce].id is not None:
             nonce = f"{nonce}-{one.id}"  # the API made two sessions of one creation
-        record = records.setdefault(nonce, Record(nonce, place=run.place))
+        record = records.setdefault(nonce, Record(nonce, owner or "?", place=run.place))
         _note(run, record, "created", deadline, id=one.id, seal=api.seal(nonce, one.id))
         if not one.alive:
             _note(run, record, "ended", deadline, how=how, already=True)
@@ -239,12 +244,12 @@ def end_sessions(
         # A failure that comes too late has been written down as such; an end is good news at any time.
         if in_time or isinstance(outcome, Ended):
             error = _write_down(run, record, how, outcome, deadline)
-            if error is None:
-                ended(record.nonce)
             with changed:
                 if waiting.pop(record.nonce, None) and error is not None:
                     failures[record.nonce] = error
                 changed.notify()
+            if error is None:
+                ended(record.nonce)
 
     pool = Pool(at_once, "pytest-anchor-end")
     try:

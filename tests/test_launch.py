@@ -40,9 +40,9 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def start(folder: Path, *args: str) -> subprocess.Popen[str]:
+def start(folder: Path, *args: str, suite: str = SUITE) -> subprocess.Popen[str]:
     (folder / "pytest.ini").write_text("[pytest]\n")
-    (folder / "test_it.py").write_text(SUITE)
+    (folder / "test_it.py").write_text(suite)
     (folder / "tmp").mkdir()
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", "-p", "pytest_anchor", "-W", "error", "--anchor-local", *args],
@@ -109,3 +109,24 @@ def test_a_chromium_that_is_not_there(folder: Path) -> None:
     assert process.returncode == 1
     assert "AnchorConfigError: the local backend did not start: " in out
     assert "nowhere" in out
+
+
+LOSES = """
+import pytest
+from pytest_anchor import AnchorLostCreateError
+
+def test_a(anchor_session):
+    with pytest.raises(AnchorLostCreateError):
+        anchor_session()
+"""
+
+
+def test_what_was_lost_with_the_run_is_nobodys(folder: Path) -> None:
+    chromium = folder / "chromium"
+    chromium.write_text("#!/bin/sh\nexit 3\n")
+    chromium.chmod(0o755)
+    process = start(folder, "--anchor-chromium", str(chromium), suite=LOSES)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    assert "UNRESOLVED" not in out
+    assert [entry.name for entry in (folder / ".pytest_anchor").iterdir()] == [".gitignore"]

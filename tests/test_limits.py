@@ -33,7 +33,7 @@ class Registry:
         one = Run(self.folder / run, name)
         one.join()
         self.runs.append(one)
-        return Limits(self.folder, one.folder, name, account="a", cap=cap, timeout=timeout)
+        return Limits(self.folder, one.folder, name, account="a", base_url="http://b", cap=cap, timeout=timeout)
 
     @property
     def file(self) -> Path:
@@ -278,7 +278,7 @@ def test_the_slots_of_the_dead_are_free_when_their_sessions_are_over(registry):
     with pytest.raises(AnchorLimitError):
         begin(limits)
     run.leave()
-    with pytest.raises(AnchorLimitError, match=r"2 by this run \[gw0\], which is over; its run goes on trying to end"):
+    with pytest.raises(AnchorLimitError, match=r"2 by this run \[gw0\], which is over; its run tries to end"):
         begin(limits)
     run.append("ended", "inv-a", how="sweep", already=False)
     begin(limits)
@@ -293,7 +293,7 @@ def test_the_slots_of_a_run_that_is_gone_are_free(registry):
     run.leave()
     with pytest.raises(
         AnchorLimitError,
-        match=rf"another run \[main\], which died: python -m pytest_anchor sweep --registry {folder} ends",
+        match=rf"another run \[main\], which died: python -m pytest_anchor sweep --base-url http://b --registry {folder} ends",
     ):
         begin(limits)
     run.remove()

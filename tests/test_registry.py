@@ -63,6 +63,13 @@ def test_the_life_of_a_session(run):
     assert (record.how, record.already, record.note) == ("sweep", True, "hm")
 
 
+def test_what_is_over_stays_so_though_somebody_finds_it_later(run):
+    run.append("created", "n1", id="abc", seal="s")
+    run.append("ended", "n1", how="sweep", already=False)
+    run.append("created", "n1", id="abc", seal="s")
+    assert run.read().records["n1"].state == "ended"
+
+
 def test_a_lost_creation_is_unresolved_until_it_is_found(run):
     intend(run, "n1")
     run.append("lost", "n1", time=9.0, error=ERROR)

@@ -221,7 +221,7 @@ def test_what_cannot_be_ended_in_the_background_fails_the_run_and_names_its_test
     suite.write(MANY.format(10, "pass"))
     start = time.monotonic()
     run = suite.run(BEHIND, SOON, workers=workers)
-    assert time.monotonic() - start < 25
+    assert time.monotonic() - start < 32  # END_TIMEOUT, and what it takes before and after
     assert (run.status, run.outcomes) == (1, {"passed": 11})
     stuck_id = (suite.folder / "stuck").read_text()
     assert run.alive == [stuck_id]

@@ -91,6 +91,86 @@ def test_what_is_being_done_about_crashed_workers_holds_the_end_up_once_and_not_
     assert "3 sessions created: 3 leaked" in run.section
 
 
+NO_THREAD = """
+import threading
+start = threading.Thread.start
+def refuse(self):
+    if self.name.startswith("pytest-anchor"): raise RuntimeError("can't start new thread")
+    start(self)
+threading.Thread.start = refuse
+"""
+
+
+def test_where_no_thread_can_be_started_a_failed_end_holds_nobody(suite: Suite):
+    suite.server.cap = 5
+    suite.server.fail_always("DELETE", faults.status(500))
+    suite.write(NO_THREAD, "conftest.py")
+    suite.write(ONE)
+    run = suite.run("--anchor-sweep-timeout=1")
+    assert (run.status, run.outcomes) == (1, {"passed": 1})
+    assert "1 session created: 1 leaked" in run.section
+
+
+INTERRUPTS = """
+import os, signal
+import pytest
+from pytest_anchor import registry
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_testnodedown():
+    def loads(text):
+        registry.json.loads = real
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(text)
+    real, registry.json.loads = registry.json.loads, loads
+"""
+
+
+def test_ctrl_c_as_the_controller_reads_loses_nothing(suite: Suite):
+    suite.server.fail("DELETE", *[faults.status(500)] * 4)
+    suite.write(INTERRUPTS, "conftest.py")
+    suite.write("def test_a(anchor_session): anchor_session()\n")
+    run = suite.run(workers=1)
+    assert run.status == 2
+    assert "1 session created: 1 by the sweep" in run.section
+    assert not run.alive
+
+
+TRIES = 4  # of one end
+
+REMOVES_IT = """
+import os, shutil, time
+from pathlib import Path
+
+def test_dies(anchor_session):
+    anchor_session()
+    os._exit(3)
+
+def test_removes_it():
+    while not Path("remove").exists():
+        time.sleep(0.02)
+    shutil.rmtree(".pytest_anchor")
+    Path("removed").touch()
+    while not Path("go").exists():
+        time.sleep(0.02)
+"""
+
+
+def test_what_a_crashed_worker_left_is_ended_though_the_record_is_removed(suite: Suite):
+    suite.server.fail_always("DELETE", faults.status(500))
+    suite.write(REMOVES_IT)
+    process = suite.start(workers=1)
+    until(lambda: suite.server.count("DELETE"), 30)
+    (suite.folder / "remove").touch()
+    until((suite.folder / "removed").exists, 30)
+    tried = suite.server.count("DELETE")
+    until(lambda: suite.server.count("DELETE") > tried + TRIES, 30)  # another round
+    suite.server.fail_always("DELETE", None)
+    until(lambda: not suite.alive, 30)
+    (suite.folder / "go").touch()
+    assert suite.finish(process).outcomes == {"failed": 1, "passed": 1}
+
+
 LOST = """
 import pytest
 from pytest_anchor import AnchorLostCreateError

@@ -49,7 +49,7 @@ def children(pid: int) -> list[int]:
     """The children of a process, zombies included."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(FileNotFoundError):  # a thread that is over by now
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that is over by now
             found += map(int, (task / "children").read_text().split())
     return found
 

@@ -127,13 +127,31 @@ def test_what_nobody_can_end_is_on_the_controllers_record(suite: Suite, elsewher
     assert leaked in journal.read_text()
 
 
+CRASHES = """
+import os, signal
+from contextlib import suppress
+from pathlib import Path
+
+def kill_reaper():
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it is gone
+            line = (process / "cmdline").read_bytes()
+            if b"pytest_anchor.reaper" in line and os.getcwd().encode() in line:
+                os.kill(int(process.name), signal.SIGKILL)
+
+def test_a(anchor_session):
+    anchor_session()
+    kill_reaper()
+    os._exit(3)
+"""
+
+
 @pytest.mark.parametrize("watched", [True, False], ids=["and-its-reaper", "alone"])
 def test_what_a_crashed_one_left_is_found_by_its_tag(
     suite: Suite, elsewhere: Path, gateway: str, until: Callable[[Callable[[], object]], None], watched: bool
 ):
-    crash = "import os\ndef test_a(anchor_session):\n    anchor_session()\n    KILL\n    os._exit(3)\n"
-    kill = "import pathlib, signal; from pytest_anchor import locks; [os.kill(int(p.name), 9) for p in pathlib.Path('/proc').glob('[0-9]*') if b'pytest_anchor.reaper' in (p / 'cmdline').read_bytes() and os.getcwd().encode() in (p / 'cmdline').read_bytes()]"
-    run = suite.finish(start(suite, elsewhere, gateway, crash.replace("KILL", "pass" if watched else kill)))
+    crash = CRASHES.replace("    kill_reaper()\n", "") if watched else CRASHES
+    run = suite.finish(start(suite, elsewhere, gateway, crash))
     assert run.status == 1
     assert not run.alive
     assert not records(suite.folder)

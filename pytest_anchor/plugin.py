@@ -177,13 +177,6 @@ class _Plugin:
         if not self.used:
             threading.Thread(target=look, name="pytest-anchor-join", daemon=True).start()
 
-    def has_left(self, worker: str) -> bool:
-        """Whether the worker has left a session open, or does not know whether it has."""
-        with suppress(AnchorError):  # the final sweep meets the same, and reports it
-            records = self.owner.join().read().records.values()
-            return any(one.owner == worker and (one.open or one.unresolved) for one in records)
-        return False
-
     def goes_on(self) -> bool:
         """Whether the run has not come to its end."""
         return not self._over.is_set()
@@ -334,12 +327,13 @@ def _shares_disk(node: Any) -> bool:
 def pytest_testnodedown(node: Any, error: object) -> None:
     """End what an xdist worker has left, if it has crashed or could not end it, while the run goes on."""
     plugin = node.config.stash[_KEY]
-    worker = node.workerinput["workerid"]
+    told = getattr(node, "workeroutput", {})
     if not _shares_disk(node):
-        _take_records(plugin, getattr(node, "workeroutput", {}).get("pytest_anchor"))
-    elif plugin.active() and (error or plugin.has_left(worker)):
+        _take_records(plugin, told.get("pytest_anchor"))
+    elif plugin.active() and (error or told.get("pytest_anchor_has_left")):
         from . import api  # noqa: F401 - not in the thread, as above
 
+        worker = node.workerinput["workerid"]
         thread = threading.Thread(target=_sweep_worker, args=(plugin, worker), name="pytest-anchor-worker", daemon=True)
         thread.start()
         plugin.worker_sweeps.append(thread)
@@ -460,13 +454,14 @@ def _finish_worker(session: pytest.Session, plugin: _Plugin) -> None:
 
 
 def _hand_over(config: pytest.Config, plugin: _Plugin) -> None:
-    """Tell the controller what this worker has on record, if it cannot read it."""
+    """Tell the controller whether this worker has left anything, and what it has on record if it cannot read that."""
     records = []
     with suppress(AnchorError):
         if plugin.settings.own_registry and plugin.used:
             state = plugin.owner.join().read()
             records = [vars(one) for one in state.records.values() if one.owner == plugin.settings.owner]
-    config.workeroutput["pytest_anchor"] = records  # type: ignore[attr-defined]
+    has_left = plugin.used and plugin.owner.has_left
+    config.workeroutput |= {"pytest_anchor": records, "pytest_anchor_has_left": has_left}  # type: ignore[attr-defined]
 
 
 def _sweep(config: pytest.Config, plugin: _Plugin, *, hurried: bool) -> Report:

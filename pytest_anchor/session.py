@@ -221,6 +221,7 @@ class Owner:
         self._left_again = 0.0  # when those may be tried again, in ``time.monotonic()`` seconds
         self._keeper: threading.Thread | None = None  # of those
         self._open: dict[str, Record] = {}  # of the sessions that are not known to be over, by nonce
+        self._unsure: set[str] = set()  # nonces of creations that nobody knows the end of
         self._over = threading.Event()
 
     def join(self) -> Run:
@@ -349,12 +350,14 @@ class Owner:
                 if self._over.is_set():
                     raise AnchorError(f"no session was created for {printable(test)}: the run is over, and sweeps")
                 run.append("intent", nonce, **intent)
+                self._unsure.add(nonce)
             try:
                 created = api.create(config)
             except AnchorLostCreateError as error:
                 run.append("lost", nonce, time=time.time(), error=error.fields())
                 raise
             except AnchorAPIError:
+                self._unsure.discard(nonce)
                 run.append("refused", nonce)
                 raise
         except BaseException:
@@ -366,6 +369,7 @@ class Owner:
         record = Record(nonce, id=created.id, seal=seal, state="open", **intent)
         with self._lock:
             self._open[nonce] = record
+            self._unsure.discard(nonce)
         session = AnchorSession(self, record, created.cdp_url, created.live_view_url)
         try:
             run.append("created", nonce, id=created.id, seal=seal)
@@ -508,6 +512,11 @@ class Owner:
     def has_open(self) -> bool:
         """Whether this process has created a session that is not known to be over."""
         return bool(self._open)
+
+    @property
+    def has_left(self) -> bool:
+        """Whether it has, or does not know whether it has."""
+        return bool(self._open or self._unsure)
 
     def restore(self) -> None:
         """Write down again what is open, where somebody has removed the record in the middle of the run.

@@ -70,6 +70,18 @@ def test_what_is_over_stays_so_though_somebody_finds_it_later(run):
     assert run.read().records["n1"].state == "ended"
 
 
+def test_what_ctrl_c_interrupts_is_read_again(run, monkeypatch):
+    def interrupt(_state, _line):
+        raise KeyboardInterrupt
+
+    intend(run, "n1")
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "apply", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run.read()
+    assert list(run.read().records) == ["n1"]
+
+
 def test_a_lost_creation_is_unresolved_until_it_is_found(run):
     intend(run, "n1")
     run.append("lost", "n1", time=9.0, error=ERROR)

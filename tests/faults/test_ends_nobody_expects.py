@@ -111,31 +111,6 @@ def test_where_no_thread_can_be_started_a_failed_end_holds_nobody(suite: Suite):
     assert "1 session created: 1 leaked" in run.section
 
 
-INTERRUPTS = """
-import os, signal
-import pytest
-from pytest_anchor import registry
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_testnodedown():
-    def loads(text):
-        registry.json.loads = real
-        os.kill(os.getpid(), signal.SIGINT)
-        return real(text)
-    real, registry.json.loads = registry.json.loads, loads
-"""
-
-
-def test_ctrl_c_as_the_controller_reads_loses_nothing(suite: Suite):
-    suite.server.fail("DELETE", *[faults.status(500)] * 4)
-    suite.write(INTERRUPTS, "conftest.py")
-    suite.write("def test_a(anchor_session): anchor_session()\n")
-    run = suite.run(workers=1)
-    assert run.status == 2
-    assert "1 session created: 1 by the sweep" in run.section
-    assert not run.alive
-
-
 TRIES = 4  # of one end
 
 REMOVES_IT = """

@@ -97,7 +97,7 @@ class _Plugin:
         self._lock = threading.RLock()
         self._over = threading.Event()
         self.elsewhere = False  # whether workers with a registry of their own may have left sessions
-        self.worker_sweeps: list[threading.Thread] = []
+        self.worker_sweeps: dict[str, threading.Thread] = {}  # by the worker's id
         self.recovery: threading.Thread | None = None
         self.recovered: list[Recovery] = []
         self.report: Report | None = None
@@ -325,18 +325,21 @@ def _shares_disk(node: Any) -> bool:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """End what an xdist worker has left, if it has crashed or could not end it, while the run goes on."""
+    """End what an xdist worker has left, if it has crashed or could not end it, while the run goes on.
+
+    One that is interrupted goes down several times.
+    """
     plugin = node.config.stash[_KEY]
+    worker = node.workerinput["workerid"]
     told = getattr(node, "workeroutput", {})
     if not _shares_disk(node):
         _take_records(plugin, told.get("pytest_anchor"))
-    elif plugin.active() and (error or told.get("pytest_anchor_has_left")):
+    elif plugin.active() and worker not in plugin.worker_sweeps and (error or told.get("pytest_anchor_has_left")):
         from . import api  # noqa: F401 - not in the thread, as above
 
-        worker = node.workerinput["workerid"]
         thread = threading.Thread(target=_sweep_worker, args=(plugin, worker), name="pytest-anchor-worker", daemon=True)
         thread.start()
-        plugin.worker_sweeps.append(thread)
+        plugin.worker_sweeps[worker] = thread
 
 
 def _take_records(plugin: _Plugin, records: list[dict[str, Any]] | None) -> None:
@@ -509,7 +512,7 @@ def _end_all(config: pytest.Config, plugin: _Plugin) -> AnchorError | None:
     settings = plugin.settings
     deadline = time.monotonic() + settings.sweep_timeout
     patience = time.monotonic() + min(WORKER_SWEEP_TIMEOUT, settings.sweep_timeout / 2)
-    for thread in plugin.worker_sweeps:
+    for thread in plugin.worker_sweeps.values():
         thread.join(max(patience - time.monotonic(), 0.0))
     plugin.owner.finish(settings.sweep_timeout / 2)
     if settings.local:

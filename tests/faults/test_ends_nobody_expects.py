@@ -170,6 +170,17 @@ def test_what_was_lost_and_never_seen_fails_the_run_where_nobody_goes_on_looking
     assert run.recorded
 
 
+def test_what_an_interrupted_worker_left_is_ended_once(suite: Suite):
+    suite.server.fail("DELETE", *[faults.status(500)] * 5)  # its teardown's, and one more
+    suite.write(
+        "import os, signal\ndef test_a(anchor_session): anchor_session(), os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    run = suite.run(workers=1)
+    assert run.status == 2
+    assert "1 session created: 1 by the sweep" in run.section
+    assert suite.server.count("DELETE") == 6
+
+
 # Creations that come too late.
 
 LATE = {

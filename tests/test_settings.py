@@ -60,8 +60,8 @@ def test_a_worker_that_sees_another_disk_keeps_a_registry_of_its_own(monkeypatch
     monkeypatch.setenv("ANCHOR_API_KEY", SECRET)
     values = json.loads(json.dumps(some().for_worker("gw1", shares_disk=False)))
     assert "/x" not in json.dumps(values)
-    own = some(owner="gw1", folder=Path("/its/root/.pytest_anchor/r"), own_registry=True)
-    assert Settings.of_worker(values, Path("/its/root")) == own
+    own = some(owner="gw1", folder=Path("/its/place/.pytest_anchor/r"), own_registry=True)
+    assert Settings.of_worker(values, Path("/its/place")) == own
 
 
 def test_a_local_key_crosses_to_the_worker(monkeypatch):

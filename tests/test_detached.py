@@ -141,8 +141,8 @@ def test_a_helper_that_says_nothing_in_time_is_killed(start, tmp_path):
     code = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     before = time.monotonic()
     with pytest.raises(StartError, match="it did not say why"):
-        start(code, timeout=1.0)
-    assert 1.0 <= time.monotonic() - before < 8
+        start(code, timeout=4.0)  # by then it has begun, on a busy machine, too
+    assert 4.0 <= time.monotonic() - before < 40
     assert not status(int((tmp_path / "pid").read_text()))
 
 

@@ -412,6 +412,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Any:
     failure: BaseException | None = None  # of a fixture's end, or of somebody's own hook
     try:
         plugin.join()
+        if plugin.used:
+            from . import reaper, report  # noqa: F401 - a Ctrl-C meets this here, and not as the sweep begins
     except KeyboardInterrupt:
         hurried = True  # the second Ctrl-C: the prompt comes back at once
     try:

@@ -92,6 +92,17 @@ def test_it(anchor_session):
     THE_END
 """
 
+# The last sweep follows; one of what a worker left may have begun before, while the run went on.
+FINISHING = """
+import pytest
+from pathlib import Path
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    if not hasattr(session.config, "workerinput"):
+        Path("finishing").touch()
+"""
+
 NEXT = """
 def test_next(anchor_session):
     create(anchor_session)
@@ -241,6 +252,8 @@ def run_case(case: Case, parent: Path, *, busy: bool) -> Row:
     with FaultServer() as server:
         suite = Suite(folder, server)
         suite.write(case.suite)
+        if case.end.in_sweep:
+            suite.write(FINISHING, "conftest.py")
         arrange(case, server)
         try:
             return follow(case, suite, start(case, suite), busy=busy)
@@ -305,8 +318,8 @@ def follow(case: Case, suite: Suite, process: subprocess.Popen[str], *, busy: bo
 def send(case: Case, suite: Suite, process: subprocess.Popen[str]) -> float:
     """Send the run its signals; returns when it was sent the last."""
     server = suite.server
-    ready = suite.folder / "ready"
-    until(lambda: server.count("GET") if case.end.in_sweep else ready.exists())
+    ready, finishing = suite.folder / "ready", suite.folder / "finishing"
+    until(lambda: server.count("GET") and finishing.exists() if case.end.in_sweep else ready.exists())
     for number, one in enumerate(case.end.signals):
         if number:
             until(lambda: server.count("DELETE"))

@@ -253,7 +253,9 @@ def test_a_kill_with_forty_ends_under_way(suite: Suite, server: FaultServer):
     until(is_ready(suite))
     assert len(suite.alive) > 20, "they were not in the background"
     signal_to(suite, process, KILL)
-    suite.finish(process)
+    run = suite.finish(process)
+    assert run.status == -KILL
+    assert run.alive, "the reaper had nothing to do"
     suite.wait_for_quiet()
     suite.assert_settled()
 

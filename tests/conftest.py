@@ -1,4 +1,3 @@
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -6,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from fault_server import KEY, FaultServer
+from processes import forget_the_machine
 
 from pytest_anchor import api as api_module
 from pytest_anchor import settings as settings_module
@@ -18,13 +18,8 @@ from pytest_anchor.settings import Settings
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees this machine's key, base URL or proxy, nor the CI run that it is part of."""
-    ci = {name for names in settings_module._CI.values() for name in names}
-    for name in os.environ:
-        if name.startswith("ANCHOR") or name.lower().endswith("_proxy") or name in ci:
-            monkeypatch.delenv(name)
+# Nothing of this machine's key, base URL, proxy or Python settings is seen, nor of the CI run that this is part of.
+forget_the_machine(name for names in settings_module._CI.values() for name in names)
 
 
 @pytest.fixture

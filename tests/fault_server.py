@@ -78,7 +78,7 @@ class FaultServer:
             event.set()
         self._http.shutdown()
         self._http.server_close()
-        self._thread.join()
+        self._thread.join(10)
 
     @property
     def alive(self) -> list[str]:
@@ -207,7 +207,7 @@ class _Handler(BaseHTTPRequestHandler):
             return state._act(self.command, parts.path, parse_qs(parts.query), json.loads(raw) if raw else {})
 
         if event := state.held.get(self.command):
-            event.wait()
+            event.wait(60)
         fault = state._fault(self.command)
         answer = act() if fault is None else fault(self, act)
         if answer is not None:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import processes
 from fault_server import KEY, FaultServer
+from processes import PATIENCE
 
 from pytest_anchor.locks import is_held
 from pytest_anchor.registry import Record, State
@@ -22,17 +24,12 @@ from pytest_anchor.registry import Run as Journal
 
 T = TypeVar("T")
 
-CHECKOUT = Path(__file__).parent.parent
 DEADLINE = 60.0  # seconds for one run, far above what it takes
-
-# What the run under test must not inherit from the run that tests it.
-_OURS = ("PYTEST_", "ANCHOR", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "CI", "COLUMNS")
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment without what would steer pytest, and with the checkout on ``sys.path``."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
-    return {**kept, "PYTHONPATH": str(CHECKOUT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **more}
+    """The environment of a pytest process that loads no plugin but those it is told to."""
+    return processes.environment(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", **more)
 
 
 def until(condition: Callable[[], T], seconds: float = 20.0, pause: float = 0.02) -> T:
@@ -129,8 +126,8 @@ class Suite:
         try:
             out, err = process.communicate(timeout=DEADLINE)
         except subprocess.TimeoutExpired:
-            process.kill()
-            out, err = process.communicate()
+            self._kill_all()
+            out, err = process.communicate(timeout=PATIENCE)
             raise AssertionError(f"the run did not end in {DEADLINE} seconds:\n{out}\n{err}") from None
         return Run(process.returncode, out, err, self.alive, bool(self.runs))
 
@@ -186,11 +183,14 @@ class Suite:
 
     def kill_leftovers(self) -> None:
         """See to it that nothing of a test lives on, though it has failed."""
+        self._kill_all()
+        for process in self.started:
+            process.communicate(timeout=PATIENCE)
+
+    def _kill_all(self) -> None:
         for pid in self.processes:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for process in self.started:
-            process.communicate()
 
     def wait_for_quiet(self, seconds: float = 20.0) -> None:
         """Wait until no reaper watches, and no process of the suite's runs is left."""

@@ -282,7 +282,7 @@ def behind_a_proxy(server, quick, monkeypatch, tmp_path):
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=anchor.example"
     names = ["-addext", "subjectAltName=DNS:anchor.example", "-out", certificate, "-keyout", key]
-    subprocess.run([*make.split(), *names], check=True, capture_output=True)
+    subprocess.run([*make.split(), *names], check=True, capture_output=True, timeout=30)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     server._http.socket = context.wrap_socket(server._http.socket, server_side=True)
@@ -1201,7 +1201,7 @@ def tls(tmp_path, monkeypatch):
     kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     command = [openssl, "req", "-x509", *kind, "-keyout", key, "-out", cert, *name]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(cert))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)

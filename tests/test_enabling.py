@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from fault_server import FaultServer
-from real_runs import CHECKOUT, Suite, environment
+from processes import CHECKOUT
+from real_runs import Suite, environment
 
 pytestmark = pytest.mark.slow
 

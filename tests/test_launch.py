@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE
 from real_runs import environment
 
 pytestmark = pytest.mark.slow
@@ -94,12 +95,12 @@ def test_a_killed_run_leaves_no_chromium(folder: Path) -> None:
     deadline = time.monotonic() + 30
     while not (folder / "ready").exists():
         assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.communicate(timeout=PATIENCE)[0]
         time.sleep(0.02)
     assert processes_of(folder)
     assert not any("pytest_anchor.reaper" in line for line in processes_of(folder))  # the backend goes by itself
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=PATIENCE)
     assert gone(folder, 3.0), (processes_of(folder), list((folder / "tmp").rglob("*")))
 
 

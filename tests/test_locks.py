@@ -5,7 +5,7 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from processes import descriptors, is_alive, script, status
+from processes import descriptors, is_alive, read_line, script, status
 from real_runs import until
 
 from pytest_anchor.locks import has_owners, hold, is_held, owner_lock, wait_for_owners
@@ -94,7 +94,7 @@ def test_who_asks_is_not_mistaken_for_a_holder(tmp_path):
 def test_a_killed_holder_holds_nothing(tmp_path):
     path = tmp_path / "x.lock"
     with script(HOLD, path) as holder:
-        assert holder.stdout.readline() == "held\n"
+        assert read_line(holder) == "held\n"
         assert is_held(path)
         assert hold(path) is None
         holder.send_signal(signal.SIGKILL)
@@ -105,7 +105,7 @@ def test_a_killed_holder_holds_nothing(tmp_path):
 
 def test_a_stopped_holder_holds_its_lock(tmp_path):
     with script(HOLD, tmp_path / "x.lock") as holder:
-        assert holder.stdout.readline() == "held\n"
+        assert read_line(holder) == "held\n"
         holder.send_signal(signal.SIGSTOP)
         assert is_held(tmp_path / "x.lock")
 
@@ -163,7 +163,7 @@ def test_a_killed_owner_is_dead_at_once_and_the_waiters_wake(tmp_path):
     folder = tmp_path / "reg" / "run"
     with ExitStack() as stack:
         owners = [stack.enter_context(script(JOIN, folder, name)) for name in ("gw0", "gw1")]
-        assert [owner.stdout.readline() for owner in owners] == ["joined\n"] * 2
+        assert [read_line(owner) for owner in owners] == ["joined\n"] * 2
         run = Run(folder, "main")
         assert run.is_alive("gw0")
         assert run.is_alive("gw1")
@@ -215,7 +215,7 @@ def test_a_waiter_does_nothing_until_it_is_woken(run):
 def test_a_child_that_outlives_the_owner_that_forked_it_does_not_hold_its_lock(tmp_path):
     folder = tmp_path / "reg" / "run"
     with script(JOIN, folder, "main", "fork") as owner:
-        child = int(owner.stdout.readline())
+        child = int(read_line(owner))
         try:
             assert has_owners(folder)
             owner.send_signal(signal.SIGKILL)

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 import fault_server as fs
 import pytest
 from fault_server import KEY
-from real_runs import CHECKOUT, Suite
+from processes import CHECKOUT
+from real_runs import Suite
 from real_runs import environment as run_environment
 from records import intend, intend_with, lost, opened, tags
 
@@ -106,7 +108,7 @@ def test_end_takes_many_at_once(server, environment, alive):
     together = threading.Barrier(8, timeout=10)
 
     def wait_for_the_others(_handler, act):
-        together.wait()
+        together.wait(10)
         return act()
 
     server.fail("DELETE", *[wait_for_the_others] * 8)
@@ -1013,7 +1015,7 @@ def test_output_that_nobody_reads_keeps_nothing_from_being_ended(server, dead, a
     arguments = {"record": "sweep", "tags": "sweep --run-id r1", "ids": f"end {' '.join(ids)}"}[by]
     for _ in range(2):
         done = subprocess.run(
-            f"{sys.executable} -m pytest_anchor {arguments}{lose}",
+            f"{shlex.quote(sys.executable)} -m pytest_anchor {arguments}{lose}",
             shell=True,
             env={**run_environment(), **server.env},
             capture_output=True,

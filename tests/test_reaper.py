@@ -13,7 +13,7 @@ from pathlib import Path
 import fault_server as fs
 import pytest
 from fault_server import KEY
-from processes import CHECKOUT, is_alive, script, status
+from processes import CHECKOUT, is_alive, read_all, read_line, script, status
 from real_runs import Suite, processes_in, until
 
 from pytest_anchor import reaper, sweep
@@ -54,7 +54,7 @@ class Process:
         self.process.stdin.flush()
 
     def answer(self):
-        return self.process.stdout.readline().strip()
+        return read_line(self.process).strip()
 
     def create(self):
         self.ask("create")
@@ -194,7 +194,7 @@ def by_hand(run):
 
 def test_it_says_that_it_watches_once_it_holds_its_lock(run, by_hand):
     process = by_hand()
-    assert process.stdout.readline() == "watching\n"
+    assert read_line(process) == "watching\n"
     assert is_held(run.folder / "reaper.lock")
     assert process.poll() is None
 
@@ -202,7 +202,7 @@ def test_it_says_that_it_watches_once_it_holds_its_lock(run, by_hand):
 def test_it_says_nothing_and_goes_where_another_one_holds_the_lock(run, by_hand):
     lock = hold(run.folder / "reaper.lock")
     process = by_hand()
-    assert process.stdout.read() == ""
+    assert read_all(process, process.stdout) == ""
     assert process.wait(10) == 0
     assert is_watching(run.folder)
     os.close(lock)
@@ -228,11 +228,13 @@ HEAVY = {"requests", "urllib3", "filelock", "pytest", "json", "ssl", "subprocess
 
 def test_it_imports_next_to_nothing_while_it_waits(run, by_hand):
     process = by_hand("-X", "importtime")
-    assert process.stdout.readline() == "watching\n"
+    assert read_line(process) == "watching\n"
     until(lambda: status(process.pid)["State"].startswith("S"))
     assert is_watching(run.folder)
     process.kill()
-    imported = {line.rpartition("|")[2].strip() for line in process.stderr.read().splitlines() if "|" in line}
+    imported = {
+        line.rpartition("|")[2].strip() for line in read_all(process, process.stderr).splitlines() if "|" in line
+    }
     assert "pytest_anchor.locks" in imported
     assert {name.partition(".")[0] for name in imported} & HEAVY == set()
 

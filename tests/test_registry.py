@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from processes import script
+from processes import read_line, script
 from records import ERROR, NO_IDS, intend
 
 from pytest_anchor import registry
@@ -586,7 +586,7 @@ print(run.claim(), flush=True)
 sys.stdin.read()
 """
     with script(code, run.folder) as sweeper:
-        assert sweeper.stdout.readline() == "True\n"
+        assert read_line(sweeper) == "True\n"
         assert not run.claim()
         sweeper.kill()
         sweeper.wait(10)

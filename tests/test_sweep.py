@@ -8,7 +8,7 @@ from itertools import pairwise
 import fault_server as fs
 import pytest
 from fault_server import KEY
-from processes import script
+from processes import read_line, script
 from records import ERROR, intend, intend_with, lost, opened, tags
 
 from pytest_anchor import sweep
@@ -312,7 +312,7 @@ sys.stdin.read()
 def test_a_killed_owners_sessions_are_ended_and_a_living_ones_are_not(server, api, run):
     dead, mine = opened(server, api, run, "inv-1", owner="gw0"), opened(server, api, run, "inv-2")
     with script(JOIN, run.folder) as worker:
-        assert worker.stdout.readline() == "joined\n"
+        assert read_line(worker) == "joined\n"
         looks = iter([True, True, False])  # the run ends before its worker does
         sweep_owner(api, run, "r1", "gw0", goes_on=lambda: next(looks))
         assert server.alive == [dead, mine]

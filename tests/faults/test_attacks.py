@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TypeVar
 from urllib.parse import quote
 
 import fault_server as faults
 import pytest
 from fault_server import KEY, FaultServer
-from real_runs import CHECKOUT, Suite, environment, processes_in, until
+from processes import CHECKOUT, within
+from real_runs import Suite, environment, processes_in, until
 from records import ERROR, opened
 from side_by_side import side_by_side
 
@@ -44,33 +44,11 @@ from pytest_anchor.tags import new_tag, run_tag
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
-T = TypeVar("T")
-
 NOBODY = 65534
 ROOT = os.geteuid() == 0
 SLACK = 2.0  # seconds that something may take beyond its budget on a busy machine
 SECRET = "SECRET"  # a part of the key that nothing else contains: what is cut off in the middle must not show it
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r\x00\x7f"
-
-
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """What *work* returns, which must not take longer."""
-    answers: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            answers.append(work())
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the test's thread
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    assert not thread.is_alive(), f"it hangs for more than {seconds} seconds"
-    if errors:
-        raise errors[0]
-    return answers[0]
 
 
 def assert_plain(text: str) -> None:
@@ -558,7 +536,7 @@ def test_two_ends_at_once_leave_no_deadline_behind(server: FaultServer, api: Anc
     def held(number: int) -> faults.Fault:
         def fault(_handler: faults._Handler, act: Callable[[], faults.Answer]) -> faults.Answer:
             waiting[number].set()
-            answers[number].wait()
+            answers[number].wait(30)
             return act()
 
         return fault

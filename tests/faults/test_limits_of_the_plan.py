@@ -12,6 +12,7 @@ import time
 import fault_server as faults
 import pytest
 from fault_server import FaultServer
+from processes import PATIENCE
 from real_runs import Suite, until
 
 pytestmark = pytest.mark.slow
@@ -201,7 +202,7 @@ def test_the_slots_of_a_killed_run_become_free(suite: Suite, server: FaultServer
     until(lambda: suite.alive)
     other = suite.start("test_it.py")
     killed.kill()
-    killed.communicate()
+    killed.communicate(timeout=PATIENCE)
     assert suite.finish(other).status == 0
     suite.wait_for_quiet()
     assert not suite.alive

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import fault_server as faults
 import pytest
+from processes import PATIENCE, read_line
 from real_runs import Suite, environment
 
 pytestmark = pytest.mark.slow
@@ -41,24 +42,28 @@ def gateway(suite: Suite, elsewhere: Path, until: Callable[[Callable[[], object]
     process = subprocess.Popen(
         [sys.executable, "-m", "execnet.script.socketserver", address],
         cwd=elsewhere,
-        env=environment(**suite.server.env, HOME=str(elsewhere)),
+        # Unbuffered, because it does not flush the line that is waited for.
+        env=environment(**suite.server.env, HOME=str(elsewhere), PYTHONUNBUFFERED="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         **user,
     )
-    assert process.stdout is not None
-    assert "Accept loop" in process.stdout.readline()
-    yield address
-    process.kill()
-    process.communicate()
+    try:
+        assert "Accept loop" in read_line(process)
+        yield address
+    finally:
+        process.kill()
+        process.communicate(timeout=PATIENCE)
 
 
 def _all_may_read() -> bool:
     """Whether another user can run this Python and import this package."""
     command = [sys.executable, "-c", "import pytest_anchor, xdist"]
     try:
-        return not subprocess.run(command, env=environment(), user=NOBODY, group=NOBODY, check=False).returncode
+        return not subprocess.run(
+            command, env=environment(), user=NOBODY, group=NOBODY, capture_output=True, timeout=PATIENCE, check=False
+        ).returncode
     except OSError:
         return False
 

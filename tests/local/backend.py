@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
+from processes import read_line
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
@@ -47,14 +47,10 @@ class Backend:
             text=True,
         )
         assert self.process.stdin
-        assert self.process.stdout
         self.process.stdin.write(stdin)
         self.process.stdin.close()
         self.process.stdin = None  # communicate() would flush it
-        watchdog = threading.Timer(20, self.process.kill)
-        watchdog.start()
-        self.lines = [self.process.stdout.readline().strip() for _ in range(1 if stdin else 2)]
-        watchdog.cancel()
+        self.lines = [read_line(self.process).strip() for _ in range(1 if stdin else 2)]
         assert self.lines[0].startswith("ANCHORBROWSER_BASE_URL="), self.lines
         self.url = self.lines[0].partition("=")[2]
         self.key = stdin.strip() or self.lines[1].partition("=")[2]
@@ -103,7 +99,7 @@ class Backend:
 def processes(text: str) -> list[int]:
     """The ids of the living processes with *text* in their command line."""
     listing = subprocess.run(
-        ["ps", "-ww", "-eo", "pid=,stat=,args="], capture_output=True, text=True, check=True
+        ["ps", "-ww", "-eo", "pid=,stat=,args="], capture_output=True, text=True, check=True, timeout=20
     ).stdout
     rows = [re.split(r"\s+", line.strip(), maxsplit=2) for line in listing.splitlines()]
     return [int(row[0]) for row in rows if not row[1].startswith("Z") and len(row) == 3 and text in row[2]]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 from backend import ROOT, Backend, processes, until
+from processes import PATIENCE, read_line
 
 SOON = 2.0  # seconds: the promise
 
@@ -39,7 +40,7 @@ def test_a_signal_amid_a_creation(backends: Callable[..., Backend], tmp_path: Pa
     until(backend.chromiums)
     backend.process.terminate()
     until(lambda: not backend.left(), within=SOON)
-    thread.join()
+    thread.join(PATIENCE)
     assert backend.process.wait(2) == 0
 
 
@@ -85,7 +86,7 @@ def test_keep(tmp_path: Path):
     mark = str(1_000_000 + os.getpid())
     backend, parent = with_parent("--browserless", "--keep", "--cap", mark)
     parent.kill()
-    parent.wait()
+    parent.wait(PATIENCE)
     with pytest.raises(AssertionError, match="still"):
         until(lambda: refused(backend), within=0.7)
     (pid,) = processes(f"--keep --cap {mark}")
@@ -116,20 +117,19 @@ def test_a_run_is_watched(tmp_path: Path):
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert owner.stdout
-        assert owner.stdout.readline() == "held\n"
+        assert read_line(owner) == "held\n"
         owners.append(owner)
     backend, parent = with_parent("--watch-run", str(tmp_path))
     backend.create()
     parent.kill()
-    parent.wait()
+    parent.wait(PATIENCE)
     owners[0].kill()
     with pytest.raises(AssertionError, match="still"):
         until(lambda: refused(backend), within=0.5)
     owners[1].kill()
     until(lambda: not backend.left(), within=SOON)
     for owner in owners:
-        owner.communicate()
+        owner.communicate(timeout=PATIENCE)
     backend.remove()
 
 

@@ -1,7 +1,9 @@
+import faulthandler
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fault_server import KEY, FaultServer
@@ -20,6 +22,24 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Nothing of this machine's key, base URL, proxy or Python settings is seen, nor of the CI run that this is part of.
 forget_the_machine(name for names in settings_module._CI.values() for name in names)
+
+
+AGAIN = 20.0  # seconds after which a test whose time is up, and whose clean-up hangs as well, is interrupted again
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Iterator[object]:
+    """Let the alarm of pytest-timeout go off more than once."""
+    answer = yield
+    if settings.method == "signal":
+        signal.setitimer(signal.ITIMER_REAL, settings.timeout, AGAIN)
+    return answer
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """End a process which a test's thread keeps from its end, and show that thread."""
+    faulthandler.dump_traceback_later(60, exit=True)
 
 
 @pytest.fixture

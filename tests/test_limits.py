@@ -574,6 +574,7 @@ def test_a_forked_child_waits_for_no_thread_of_its_parent(registry):
     assert changing.wait(BUSY)
     limits._patience = 0.1  # for the file's own lock
     if not (child := os.fork()):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the limit of a test's time has a handler for it
         signal.alarm(5)
         begin(limits)
         os._exit(0)

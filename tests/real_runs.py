@@ -29,7 +29,7 @@ DEADLINE = 60.0  # seconds for one run, far above what it takes
 
 def environment(**more: str) -> dict[str, str]:
     """The environment of a pytest process that loads no plugin but those it is told to."""
-    return processes.environment(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", **more)
+    return processes.environment(**{"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **more})
 
 
 def until(condition: Callable[[], T], seconds: float = 20.0, pause: float = 0.02) -> T:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
     from .config import Config
 
+# Chromium's lock is a Unix socket in its profile, and the kernel limits such a socket's path, the final 0 included.
+_SOCKET = "/pytest-anchor-local-12345678/12345678/org.chromium.Chromium.123456/SingletonSocket"
+_LONGEST_TEMP = (104 if sys.platform == "darwin" else 108) - 1 - len(_SOCKET)
+
 START_TIMEOUT = 30.0  # seconds
 NAVIGATION_TIMEOUT = 10.0  # seconds; a slow initial_url does not hold up the creation for longer
 _POLL = 0.01  # seconds
@@ -122,6 +126,22 @@ def _revision(path: Path) -> int:
     return int(match[1]) if match else 0
 
 
+def temp_folder(longest: int = _LONGEST_TEMP) -> Path:
+    """Return the folder for profiles: the temporary folder, or ``/tmp`` where that one's path is too long.
+
+    :param longest: how many bytes its path may have.
+    :raises ChromiumError: neither will do; says what to do.
+    """
+    temp = tempfile.gettempdir()
+    for folder in (temp, "/tmp"):  # noqa: S108 - what is made there gets a name of its own
+        if len(os.fsencode(folder)) <= longest and os.access(folder, os.W_OK | os.X_OK):
+            return Path(folder)
+    raise ChromiumError(
+        f"Chromium needs a temporary folder whose path has at most {longest} bytes, for its socket. "
+        f"{temp} has {len(os.fsencode(temp))}, and /tmp cannot be written to: set TMPDIR to a shorter one."
+    )
+
+
 class Launcher:
     """Starts Chromium, keeps all profiles in one folder, and leaves neither behind.
 
@@ -135,11 +155,11 @@ class Launcher:
         self._executable = executable
         self._chromiums: set[Chromium] = set()
         self._http: aiohttp.ClientSession | None = None
-        temp = Path(tempfile.gettempdir())
+        temp = temp_folder()
         for old in temp.glob(f"{self._PREFIX}*"):
             _remove_if_dead(old)
         # Named so only once it is locked: else another backend's start could take it for dead.
-        fresh = Path(tempfile.mkdtemp(prefix="pytest-anchor-new-"))
+        fresh = Path(tempfile.mkdtemp(dir=temp, prefix="pytest-anchor-new-"))
         self._lock = os.open(fresh, os.O_RDONLY)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.folder = fresh.rename(temp / fresh.name.replace("pytest-anchor-new-", self._PREFIX))

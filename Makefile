@@ -2,11 +2,15 @@
 # PYTHON=… chooses the Python to build .venv from.
 
 bin := .venv/bin
+install := $(bin)/python -m pip install --quiet --disable-pip-version-check --editable
 demo := $(bin)/pytest -p pytest_anchor -n 2 -v examples
+# The tests wait as much as they compute.
+workers := $(shell cpus=$$(getconf _NPROCESSORS_ONLN); echo $$((cpus < 8 ? 3 * cpus : 24)))
+in_parallel := -n $(workers) --dist worksteal
 
-.PHONY: demo test coverage bench setup clean
+.PHONY: demo test fast coverage bench setup chromium clean
 
-demo: setup
+demo: .venv/demo chromium
 	$(demo) --anchor-local
 	@if [ -n "$${ANCHORBROWSER_API_KEY:-$${ANCHOR_API_KEY:-}}" ]; then \
 	  echo "Again, in the cloud, at $${ANCHORBROWSER_BASE_URL:-Anchor itself}:"; set -x; $(demo); \
@@ -18,30 +22,43 @@ test: setup
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy
-	$(bin)/pytest -n 5 --dist worksteal
+	$(bin)/pytest $(in_parallel)
+
+# Without the tests that need real processes or a browser.
+fast: .venv/demo
+	$(bin)/pytest -n 2 -m 'not slow' tests/test_*.py
 
 # The same tests, which take longer so.
 coverage: setup
 	$(bin)/coverage erase
-	$(bin)/coverage run -m pytest -n 5 --dist worksteal
+	$(bin)/coverage run -m pytest $(in_parallel)
 	@$(bin)/coverage combine --quiet
 	$(bin)/coverage report
 
 bench: setup
 	$(bin)/python benchmarks
 
-setup: .venv/ready
-	@$(set_up_chromium)
+setup: chromium .venv/dev
 
 clean:
 	rm -rf .venv .nox .coverage* .mypy_cache .ruff_cache .pytest_cache .pytest_anchor dist
 
-.venv/ready: pyproject.toml
+# In two steps, because the demo needs less than half of it.
+.venv/demo: pyproject.toml
 	@$(find_python); \
 	echo "Setting up .venv with $$($$python --version)"; \
 	$$python -m venv --clear .venv
-	$(bin)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(install) '.[local,test-fast]' playwright
 	@touch $@
+
+.venv/dev: .venv/demo
+	$(install) '.[dev]'
+	@touch $@
+
+# The local backend itself says whether Chromium can run here, and how to get it.
+chromium: .venv/demo
+	@$(chromium_module) chromium.temp_folder()'
+	@$(set_up_chromium)
 
 # Leaves a Python that is new enough and can build a virtual environment in $python.
 define find_python
@@ -62,17 +79,17 @@ if ! $$python -c 'import ensurepip, venv' 2>/dev/null; then \
 fi >&2
 endef
 
-# The local backend's own search says whether there is a Chromium, and how to get one.
-find_chromium = $(bin)/python -c 'import sys; from pytest_anchor.local import chromium; \
-  sys.tracebacklimit = 0; chromium.find(None)'
+chromium_module := $(bin)/python -c 'import sys; from pytest_anchor.local import chromium; sys.tracebacklimit = 0;
+find_chromium := $(chromium_module) chromium.find(None)'
+# What the packages recommend is a desktop, all but the sandbox, which who is not root may need.
+install_chromium := apt-get install -qq --no-install-recommends chromium chromium-sandbox
 
 define set_up_chromium
-if ! said=$$($(find_chromium) 2>&1); then \
-  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-    echo 'Chromium is missing: installing it with apt-get'; \
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq chromium </dev/null; \
-  else \
-    echo "$$said"; exit 1; \
-  fi; \
-fi >&2
+said=$$($(find_chromium) 2>&1) || { \
+  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+  echo 'Chromium is missing: $(install_chromium)' && \
+  export DEBIAN_FRONTEND=noninteractive && \
+  { { apt-get update -qq && $(install_chromium); } </dev/null >.venv/apt.log 2>&1 || cat .venv/apt.log; } && \
+  said=$$($(find_chromium) 2>&1); \
+} || { echo "$$said"; exit 1; }
 endef

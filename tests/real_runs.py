@@ -13,8 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from unittest.mock import patch
 
 import processes
+import pytest
 from fault_server import KEY, FaultServer
 from processes import PATIENCE
 
@@ -82,8 +84,9 @@ class Run:
 class Suite:
     """A folder of tests and the server that its runs use, on which somebody else has sessions, too."""
 
-    def __init__(self, folder: Path, server: FaultServer) -> None:
+    def __init__(self, folder: Path, server: FaultServer, request: pytest.FixtureRequest | None = None) -> None:
         self.folder = folder
+        self.request = request  # for `run_here`
         self.server = server
         self.registry = folder / ".pytest_anchor"
         self.started: list[subprocess.Popen[str]] = []
@@ -146,6 +149,28 @@ class Suite:
 
     def run(self, *args: str, workers: int = 0, reaper: bool = False, env: dict[str, str] | None = None) -> Run:
         return self.finish(self.start(*args, workers=workers, reaper=reaper, env=env))
+
+    def run_here(self, *args: str, workers: int = 0, reaper: bool = False, env: dict[str, str] | None = None) -> Run:
+        """A run without workers and a reaper in this process, which costs a fifth of one in its own; others as `run`."""
+        if workers or reaper:
+            return self.run(*args, workers=workers, reaper=reaper, env=env)
+        assert self.request is not None
+        pytester: pytest.Pytester = self.request.getfixturevalue("pytester")
+        # This process has imported the plugin before pytest could rewrite its assertions, of which it has none.
+        strict = ["-W", "error", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        with patch.dict(os.environ, environment(**self.server.env) if env is None else env, clear=True):
+            before = Path.cwd()
+            os.chdir(self.folder)
+            try:
+                result = pytester.runpytest_inprocess(
+                    "-p", "pytest_anchor", *strict, "--anchor-reaper", "off", *args, no_reraise_ctrlc=True
+                )
+            finally:
+                os.chdir(before)
+        out, err = ("".join(f"{line}\n" for line in lines) for lines in (result.outlines, result.errlines))
+        run = Run(int(result.ret), out, err, self.alive, bool(self.runs))
+        self.check(run)
+        return run
 
     @property
     def runs(self) -> list[Path]:

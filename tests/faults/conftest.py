@@ -22,8 +22,8 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def suite(tmp_path: Path, server: FaultServer) -> Iterator[Suite]:
-    suite = Suite(tmp_path, server)
+def suite(tmp_path: Path, server: FaultServer, request: pytest.FixtureRequest) -> Iterator[Suite]:
+    suite = Suite(tmp_path, server, request)
     yield suite
     suite.kill_leftovers()
 

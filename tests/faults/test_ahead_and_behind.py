@@ -198,7 +198,7 @@ def test_a_creation_ahead_that_is_lost_is_found_or_fails_the_run(
     server.fail_always("POST", meeting(lose, 2, 2))
     suite.write(LOST)
     found = delay == 1.0
-    run = suite.run("--anchor-prefetch=1", *[] if found else [SOON])
+    run = suite.run_here("--anchor-prefetch=1", *[] if found else [SOON])
     assert run.outcomes == {"passed": 2}
     assert len(run.alive) == alive
     assert (run.status, "UNRESOLVED" in run.section, run.recorded) == ((0, False, False) if found else (1, True, True))
@@ -220,7 +220,7 @@ def test_what_cannot_be_ended_in_the_background_fails_the_run_and_names_its_test
     server.fail_always("DELETE", stuck)
     suite.write(MANY.format(10, "pass"))
     start = time.monotonic()
-    run = suite.run(BEHIND, SOON, workers=workers)
+    run = suite.run_here(BEHIND, SOON, workers=workers)
     assert time.monotonic() - start < 32  # END_TIMEOUT, and what it takes before and after
     assert (run.status, run.outcomes) == (1, {"passed": 11})
     stuck_id = (suite.folder / "stuck").read_text()
@@ -284,7 +284,9 @@ def test_a_session_is_its_tests_alone_until_that_is_over(suite: Suite, server: F
         "    for one in sessions: print('USED', one.id)\n"
     )
     run = (
-        suite.run(AHEAD, BEHIND, "-rP", "--dist", dist, workers=workers) if workers else suite.run(AHEAD, BEHIND, "-rP")
+        suite.run_here(AHEAD, BEHIND, "-rP", "--dist", dist, workers=workers)
+        if workers
+        else suite.run_here(AHEAD, BEHIND, "-rP")
     )
     assert (run.status, run.outcomes) == (0, {"passed": 16})
     used = re.findall(r"^USED (\S+)$", run.out, re.MULTILINE)

@@ -195,7 +195,7 @@ def test_a_registry_among_other_files_costs_none_of_them(suite: Suite):
 def test_the_command_that_a_run_advises_ends_what_it_left(suite: Suite, monkeypatch: pytest.MonkeyPatch):
     suite.server.fail_always("DELETE", faults.status(500))
     suite.write("def test_a(anchor_session): anchor_session()\n")
-    run = suite.run("--anchor-registry", "else where", "--anchor-sweep-timeout=0.5")
+    run = suite.run_here("--anchor-registry", "else where", "--anchor-sweep-timeout=0.5")
     assert suite.alive
     (advice,) = re.findall(r"so does: (python -m pytest_anchor .*)", run.section)
     suite.server.fail_always("DELETE", None)
@@ -283,7 +283,7 @@ def test_a_registry_that_others_prepared_is_neither_recovered_nor_used(
     else:
         suite.registry.chmod(0o777)
     suite.write("def test_a(anchor_session):\n    anchor_session()\ndef test_b(): pass\n")
-    run = suite.run()
+    run = suite.run_here()
     assert run.outcomes == {"failed": 1, "passed": 1}
     assert f"the session registry '{suite.registry}' cannot be used: " in run.out
     assert not server.requests
@@ -322,7 +322,7 @@ def test_a_registry_that_we_may_not_enter_is_no_trouble_to_those_who_need_none(s
 @pytest.mark.parametrize("watched", [False, True])
 def test_a_registry_that_a_test_removes_leaks_nothing(suite: Suite, what: str, watched: bool):
     suite.write(f"import os, shutil\ndef test_a(anchor_session):\n    anchor_session(), anchor_session()\n    {what}\n")
-    run = suite.run(reaper=watched)
+    run = suite.run_here(reaper=watched)
     assert run.status == 0
     assert not run.alive
     assert "INTERNALERROR" not in run.out
@@ -473,7 +473,7 @@ def test_the_next_run_copes_with_all_of_them_at_once(
     ]
     server.fail_always("DELETE", faults.once_each(faults.status(403, HOSTILE)))
     suite.write("def test_a(): pass\n")
-    run = suite.run("--anchor-sweep-timeout=0.5")
+    run = suite.run_here("--anchor-sweep-timeout=0.5")
     assert run.status == 0
     assert not run.err
     assert_plain(run.out)
@@ -591,7 +591,7 @@ def test_what_was_created_elsewhere_is_not_sent_to_the_base_url_of_today(
 ):
     session_id = opened(server, api, a_dead_run(suite.folder, "dead"), "dead-1")
     suite.write("def test_a(): pass\n")
-    run = suite.run(env=environment(**evil.env))
+    run = suite.run_here(env=environment(**evil.env))
     assert run.status == 0
     assert "left alone: 1 session of the run that died" in run.section
     monkeypatch.chdir(suite.folder)
@@ -694,7 +694,7 @@ def test_redirects_to_nowhere_are_answers_like_any_other(suite: Suite):
     for method in ("GET", "DELETE"):
         suite.server.fail_always(method, nowhere)
     suite.write(REDIRECTED)
-    run = suite.run("-l", "--tb=long", "--full-trace", "--anchor-sweep-timeout=0.5")
+    run = suite.run_here("-l", "--tb=long", "--full-trace", "--anchor-sweep-timeout=0.5")
     assert run.outcomes == {"failed": 3, "passed": 1}
     assert "4 sessions" not in run.section
     assert "1 session created: 1 leaked, 3 unresolved" in run.section
@@ -801,7 +801,7 @@ def test_an_exit_during_a_request_does_not_show_the_key(suite: Suite):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_key_is_in_no_warning(suite: Suite, workers: int):
     suite.write("import warnings\ndef test_a(anchor_session):\n    warnings.warn(anchor_session().cdp_url)\n")
-    run = suite.run("-W", "default", workers=workers)
+    run = suite.run_here("-W", "default", workers=workers)
     assert run.outcomes == {"passed": 1, "warning": 1}
     assert SECRET not in run.out + run.err
 
@@ -816,7 +816,7 @@ def test_a_key_that_a_url_must_quote_is_not_seen_either(suite: Suite):
 
     suite.server.fail_always("POST", with_the_key_quoted)
     suite.write("def test_a(anchor_session):\n    print(anchor_session().cdp_url)\n    assert 0\n")
-    run = suite.run(env=environment(ANCHORBROWSER_API_KEY=key, ANCHORBROWSER_BASE_URL=suite.server.url))
+    run = suite.run_here(env=environment(ANCHORBROWSER_API_KEY=key, ANCHORBROWSER_BASE_URL=suite.server.url))
     assert run.outcomes == {"failed": 1}
     assert "apiKey=***" in run.out
     assert SECRET not in run.out + run.err

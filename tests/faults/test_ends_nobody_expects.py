@@ -163,7 +163,7 @@ def test_what_was_lost_and_never_seen_fails_the_run_where_nobody_goes_on_looking
 ):
     suite.server.fail("POST", faults.status(500))
     suite.write(LOST)
-    run = suite.run("--anchor-sweep-timeout=0.5", workers=workers, reaper=reaper)
+    run = suite.run_here("--anchor-sweep-timeout=0.5", workers=workers, reaper=reaper)
     assert (run.status, run.outcomes) == (status, {"passed": 1})
     assert "0 sessions created: 1 unresolved" in run.section
     assert ("the reaper goes on trying" in run.section) == reaper
@@ -206,7 +206,8 @@ def test_nothing_is_created_once_the_last_sweep_has_begun(suite: Suite, when: st
     suite.write(
         f"from conftest import KEPT\ndef test_a(session_anchor_session):\n    KEPT.append(session_anchor_session)\n    {body}\n"
     )
-    run = suite.run("-s")
+    # At exit is when the process ends.
+    run = (suite.run if when == "atexit" else suite.run_here)("-s")
     assert "REFUSED: no session was created for test_it.py::test_a: the run is over" in run.out
     assert suite.server.count("POST") == sooner
     assert not suite.alive
@@ -244,7 +245,8 @@ def test_a_hook_that_fails_skips_no_sweep(suite: Suite, failing: str, *, ends: b
     suite.write(ONE)
     faulty = faults.status(500)
     suite.server.fail_always("DELETE", faults.once_each(faulty) if ends else faulty)
-    run = suite.run("--anchor-sweep-timeout=1")
+    # pytester has no answer to a SystemExit.
+    run = (suite.run if "SystemExit" in failing else suite.run_here)("--anchor-sweep-timeout=1")
     if ends:
         assert not suite.alive
         assert not run.recorded
@@ -290,12 +292,12 @@ def test_a(session_anchor_session):
 def test_a_removed_record_hides_no_leak(suite: Suite, workers: int):
     suite.write(REMOVES.format(then="pass"))
     suite.server.fail_always("DELETE", faults.status(500))
-    run = suite.run("--anchor-sweep-timeout=1", workers=workers)
+    run = suite.run_here("--anchor-sweep-timeout=1", workers=workers)
     assert run.status == 1
     assert "1 session created: 1 leaked" in run.section
     suite.server.fail_always("DELETE", None)
     suite.write("def test_b(): pass\n")
-    run = suite.run()
+    run = suite.run_here()
     assert "recovered 1 session of the run that died" in run.section
     assert not suite.alive
 

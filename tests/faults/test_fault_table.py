@@ -190,7 +190,7 @@ CREATE_CASES = [
 def test_fault(suite: Suite, case: Case, workers: int, test: str):
     case.arrange(suite.server)
     suite.write(test)
-    run = suite.run(*case.args, workers=workers)
+    run = suite.run_here(*case.args, workers=workers)
     assert run.outcomes.get("passed") == 1
     for text in case.says:
         assert text in run.section
@@ -209,7 +209,7 @@ def test_a_refused_creation_is_an_error_and_no_session(suite: Suite):
     suite.write(
         f"import pytest\n@pytest.mark.parametrize('code', {codes})\ndef test_one(anchor_session, code): anchor_session()"
     )
-    run = suite.run()
+    run = suite.run_here()
     assert (run.status, run.outcomes) == (1, {"failed": 4})
     for code in codes:
         assert f"could not create a session: HTTP {code}: “these words”. " in run.out

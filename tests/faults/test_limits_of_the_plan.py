@@ -49,12 +49,12 @@ class Plan:
         return act()
 
 
-@pytest.mark.parametrize("workers", [0, 4])
+@pytest.mark.parametrize("workers", [0, 3])
 def test_a_suite_passes_within_a_rate(suite: Suite, server: FaultServer, workers: int):
     plan = Plan(4, 2.0)
     server.fail_always("POST", plan)
     suite.write(SUITE.format(count=10))
-    run = suite.run(workers=workers)
+    run = suite.run_here(workers=workers)
     assert (run.status, run.outcomes) == (0, {"passed": 10})
     assert plan.refused <= max(1, workers), "429s grow with the number of tests"
     assert plan.created[-1] - plan.created[0] >= 2 * 2.0 - 0.5
@@ -77,7 +77,7 @@ def test_a_suite_passes_within_a_cap(suite: Suite, server: FaultServer, cap: int
 
     server.fail_always("POST", count)
     suite.write(SUITE.format(count=10))
-    run = suite.run(workers=4)
+    run = suite.run(workers=3)
     assert (run.status, run.outcomes) == (0, {"passed": 10})
     assert max(most) <= cap
     assert server.asked_for_cap == 1
@@ -94,11 +94,11 @@ def test_two_runs_share_one_budget(suite: Suite, server: FaultServer):
     assert not suite.alive
 
 
-@pytest.mark.parametrize("workers", [0, 4])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_waiting_is_seen_once_while_it_lasts(suite: Suite, server: FaultServer, workers: int):
     server.fail_always("POST", Plan(2, 3.0))
     suite.write(SUITE.format(count=4))
-    run = suite.run(workers=workers)
+    run = suite.run_here(workers=workers)
     assert run.status == 0
     said = re.findall(r"^anchor: (.*)$", run.out, re.MULTILINE)
     (line,) = [one for one in said if " waits for " in one]
@@ -110,7 +110,7 @@ def test_the_limit_of_waiting_is_named(suite: Suite, server: FaultServer):
     server.fail_always("POST", Plan(1, 60.0))
     suite.write(SUITE.format(count=2))
     start = time.monotonic()
-    run = suite.run("--anchor-create-timeout=3", "-rA", "--tb=long", "--junitxml=junit.xml")
+    run = suite.run_here("--anchor-create-timeout=3", "-rA", "--tb=long", "--junitxml=junit.xml")
     assert time.monotonic() - start < 30
     assert (run.status, run.outcomes) == (1, {"failed": 1, "passed": 1})
     assert "AnchorLimitError: no session was created for test_it.py::test_it[1]" in run.out
@@ -161,7 +161,7 @@ def test_a_test_that_blocks_itself_is_told_at_once(suite: Suite, server: FaultSe
     suite.write(
         "def test_it(anchor_session, module_anchor_session):\n    module_anchor_session()\n    anchor_session()\n"
     )
-    run = suite.run("--anchor-max-sessions=1", "--tb=short")
+    run = suite.run_here("--anchor-max-sessions=1", "--tb=short")
     assert (run.status, run.outcomes) == (1, {"failed": 1})
     assert "the test itself, or a fixture around it, holds the only one" in run.out
     assert server.asked_for_cap == 0

@@ -130,7 +130,7 @@ def test_b(session_anchor_session): session_anchor_session()
 )
 def test_whatever_tests_do(suite: Suite, test: str, option: str, status: int, creations: int, outcomes: dict[str, int]):
     suite.write(test)
-    run = suite.run(option)
+    run = suite.run_here(option)
     assert run.status == status
     assert not run.alive
     assert not run.recorded
@@ -146,7 +146,7 @@ def test_whatever_tests_do(suite: Suite, test: str, option: str, status: int, cr
 
 def test_no_key(suite: Suite):
     suite.write("def test_a(anchor_session):\n    anchor_session()\n")
-    run = suite.run(env=environment(ANCHORBROWSER_BASE_URL=suite.server.url))
+    run = suite.run_here(env=environment(ANCHORBROWSER_BASE_URL=suite.server.url))
     assert run.status == 1
     assert "ANCHORBROWSER_API_KEY" in run.out
     assert "--anchor-local" in run.out
@@ -212,7 +212,7 @@ def test_an_unusable_registry_refuses_before_anything_is_created(
     arrange(suite)
     suite.write("def test_a(anchor_session):\n    anchor_session()\n")
     try:
-        run = suite.run(workers=workers)
+        run = suite.run_here(workers=workers)
     finally:
         if os.path.ismount(suite.registry):
             subprocess.run(["umount", suite.registry], check=True)
@@ -241,7 +241,7 @@ def test_threads(anchor_session, module_anchor_session):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_threads(suite: Suite, workers: int):
     suite.write(THREADS)
-    run = suite.run(workers=workers)
+    run = suite.run_here(workers=workers)
     assert_clean(run, passed=1)
     assert run.status == 0
     assert "30 sessions created: 30 at teardown\n" in run.section
@@ -295,7 +295,7 @@ def test_redirects_are_not_followed(suite: Suite):
             "        anchor_session()\n"
             "    anchor_session()\n"
         )
-        run = suite.run(SWEEP_ONCE)
+        run = suite.run_here(SWEEP_ONCE)
         assert run.outcomes == {"passed": 1}
         assert "1 session created: 1 by the sweep, 1 unresolved" in run.section
         assert not run.alive
@@ -312,7 +312,7 @@ def test_a_record_that_cannot_be_read_fails_the_run_and_says_so(suite: Suite):
         "    journal.unlink()\n"
         "    journal.mkdir()\n"
     )
-    run = suite.run(SWEEP_ONCE)
+    run = suite.run_here(SWEEP_ONCE)
     assert run.status == 1
     assert not run.alive  # teardown ended it; but nobody can say that it was the only one
     assert "the sweep is incomplete: the session registry" in run.section

@@ -21,7 +21,7 @@ LEAKS = "def test_leaks(anchor_session):\n    anchor_session()\n"
 def test_a_leak_is_always_seen(suite: Suite, options: str):
     suite.server.fail_always("DELETE", faults.status(403, "these words"))
     suite.write(LEAKS)
-    run = suite.run(SWEEP_ONCE, *options.split())
+    run = suite.run_here(SWEEP_ONCE, *options.split())
     (leaked,) = run.alive
     text = run.out + run.err
     assert run.status == 1
@@ -36,7 +36,7 @@ def test_a_leak_is_always_seen(suite: Suite, options: str):
 @pytest.mark.parametrize("options", [["-qq"], ["-v"], ["--tb=no"], ["-p", "no:terminal"]], ids=" ".join)
 def test_a_suite_without_sessions_hears_nothing(suite: Suite, options: list[str]):
     suite.write("def test_a(anchor_session):\n    assert anchor_session\n")
-    run = suite.run(*options)
+    run = suite.run_here(*options)
     assert run.status == 0
     assert not run.err
     # pytest's own lines of these name folders, which may be called anything.
@@ -61,7 +61,7 @@ def test_the_tests_own_report_says_that_its_teardown_failed(suite: Suite, worker
         "            file.write(f'{report.nodeid}: {name}: {text}\\n')\n",
         "conftest.py",
     )
-    run = suite.run(SWEEP_ONCE, workers=workers)
+    run = suite.run_here(SWEEP_ONCE, workers=workers)
     assert run.outcomes == {"passed": 2, "failed": 1}
     sections = (suite.folder / "sections").read_text().splitlines()
     leaked = re.findall("LEAKED (.*) of (.*?)(?: .gw[01].)?\n", run.section)
@@ -126,7 +126,7 @@ def test_the_key_is_never_seen(suite: Suite, workers: int):
     # One worker of two gets all of it, so that the creations meet their faults in order.
     dist = ["--dist=loadfile"] if workers else []
     show = ["-vv", "-l", "--tb=long", "-rA", "--junitxml=report.xml", "-o", "junit_family=xunit1"]
-    run = suite.run(*show, SWEEP_ONCE, *dist, workers=workers)
+    run = suite.run_here(*show, SWEEP_ONCE, *dist, workers=workers)
     assert run.outcomes == {"failed": 5, "skipped": 1, "error": 1}
     assert "no such key: ***" in run.section
     assert "no such key: ***" in run.out.replace(run.section, "")
@@ -149,7 +149,7 @@ def test_it(anchor_session, record_property):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_urls_may_be_recorded_and_cross_to_the_controller_without_the_key(suite: Suite, workers: int):
     suite.write(RECORDS)
-    run = suite.run("--junitxml=report.xml", "-o", "junit_family=xunit1", workers=workers)
+    run = suite.run_here("--junitxml=report.xml", "-o", "junit_family=xunit1", workers=workers)
     assert run.outcomes == {"passed": 1}
     report = (suite.folder / "report.xml").read_text()
     assert f'<property name="watch" value="{suite.server.url}/live/' in report
@@ -173,7 +173,7 @@ def test_it(anchor_session, subtests):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_key_is_in_no_report_of_a_subtest(suite: Suite, workers: int):
     suite.write(SUBTESTS)
-    run = suite.run("-l", workers=workers)
+    run = suite.run_here("-l", workers=workers)
     assert run.status == 1
     assert run.out.count("apiKey=***") >= 4
 
@@ -182,7 +182,7 @@ def test_the_key_is_in_no_traceback_of_a_server_that_is_not_there(suite: Suite):
     suite.write("def test_a(anchor_session):\n    anchor_session()\n")
     env = {"ANCHORBROWSER_BASE_URL": "http://127.0.0.1:9", "ANCHORBROWSER_API_KEY": KEY}
     for style in ("long", "native"):
-        run = suite.run("-vv", "-l", f"--tb={style}", "--full-trace", SWEEP_ONCE, env=environment(**env))
+        run = suite.run_here("-vv", "-l", f"--tb={style}", "--full-trace", SWEEP_ONCE, env=environment(**env))
         assert run.status == 1
         assert "Connection refused" in run.out
         assert not run.recorded

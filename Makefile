@@ -79,14 +79,14 @@ if ! $$python -c 'import ensurepip, venv' 2>/dev/null; then \
 fi >&2
 endef
 
-chromium_module := $(bin)/python -c 'import sys; from pytest_anchor.local import chromium; sys.tracebacklimit = 0;
+chromium_module := $(bin)/python -c 'import sys; from pytest_anchor.local import chromium; sys.excepthook = lambda *error: print(error[1]);
 find_chromium := $(chromium_module) chromium.find(None)'
 # What the packages recommend is a desktop, all but the sandbox, which who is not root may need.
 install_chromium := apt-get install -qq --no-install-recommends chromium chromium-sandbox
 
 define set_up_chromium
 said=$$($(find_chromium) 2>&1) || { \
-  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+  [ -z "$${PYTEST_ANCHOR_CHROMIUM-}" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
   echo 'Chromium is missing: $(install_chromium)' && \
   export DEBIAN_FRONTEND=noninteractive && \
   { { apt-get update -qq && $(install_chromium); } </dev/null >.venv/apt.log 2>&1 || cat .venv/apt.log; } && \

@@ -140,6 +140,7 @@ def test_it_is_said_again_after_a_while(watched: Watched, until, monkeypatch):
     until(lambda: watched.shown.getvalue().count("anchor: ") >= 3)
     watched.teller.close()
     assert watched.teller._watch is not None
+    watched.teller._watch.join(30)
     assert not watched.teller._watch.is_alive()
 
 

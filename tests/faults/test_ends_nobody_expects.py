@@ -229,7 +229,7 @@ def test_a(session_anchor_session):
 @pytest.mark.filterwarnings("ignore")
 def test_a_thread_that_goes_on_creating_leaves_nothing(suite: Suite):
     suite.write(GOES_ON)
-    for _ in range(4):
+    for _ in range(3):
         suite.run("-W", "ignore", reaper=True)
         suite.wait_for_quiet(200)
         assert not suite.alive

@@ -28,7 +28,7 @@ def test_one(anchor_session):
     with pytest.raises(AnchorLostCreateError):
         anchor_session()
 """
-SWEEP_ONCE = ("--anchor-sweep-timeout", "0.2")
+SHORT = ("--anchor-sweep-timeout", "1")
 
 
 class Case(NamedTuple):
@@ -130,7 +130,7 @@ DELETE_CASES = [
         "500-for-ever",
         always("DELETE", faults.status(500, "out of browsers")),
         (*LEAK, "HTTP 500: “out of browsers” (tried ", "Anchor's support"),
-        args=SWEEP_ONCE,
+        args=SHORT,
         status=1,
         alive=1,
     ),
@@ -138,7 +138,7 @@ DELETE_CASES = [
         "500-only-warn",
         always("DELETE", faults.status(500)),
         LEAK,
-        args=(*SWEEP_ONCE, "--anchor-on-leak=warn"),
+        args=(*SHORT, "--anchor-on-leak=warn"),
         alive=1,
         workers=(0,),
     ),
@@ -150,7 +150,7 @@ DELETE_CASES = [
         "reset-for-ever",
         always("DELETE", faults.reset),
         (*LEAK, "reset by peer (tried ", "Check the network and the base URL"),
-        args=SWEEP_ONCE,
+        args=SHORT,
         status=1,
         alive=1,
         workers=(0,),
@@ -159,7 +159,7 @@ DELETE_CASES = [
     Case("refused-but-key-fine", first("DELETE", faults.status(403)), BY_SWEEP, workers=(0,)),
     *(Case(f"over-{answer}", over(answer), ALREADY_OVER, workers=(0,)) for answer in (401, 404, 410)),
     Case("over-200", over(None), AT_TEARDOWN, workers=(0,)),
-    Case("over-500", over(500), ALREADY_OVER, args=SWEEP_ONCE, workers=(0,)),
+    Case("over-500", over(500), ALREADY_OVER, args=SHORT, workers=(0,)),
     Case("over-but-listed", over(401, "active"), (*ALREADY_OVER, "NOTE ", "'active'"), workers=(0,)),
 ]
 CREATE_CASES = [
@@ -174,7 +174,7 @@ CREATE_CASES = [
         Case(f"id-{value!r}", hostile_id(value), BY_SWEEP, workers=(0,))
         for value in ("all", "ALL", "../all", "%61ll", "", "a b\r\n", None, ["all"])
     ),
-    Case("500-without-effect", first("POST", faults.status(500)), UNRESOLVED, args=SWEEP_ONCE, status=1, recorded=True),
+    Case("500-without-effect", first("POST", faults.status(500)), UNRESOLVED, args=SHORT, status=1, recorded=True),
 ]
 
 

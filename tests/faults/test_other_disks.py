@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import fault_server as faults
@@ -57,6 +58,7 @@ def gateway(suite: Suite, elsewhere: Path, until: Callable[[Callable[[], object]
         process.communicate(timeout=PATIENCE)
 
 
+@cache
 def _all_may_read() -> bool:
     """Whether another user can run this Python and import this package."""
     command = [sys.executable, "-c", "import pytest_anchor, xdist"]

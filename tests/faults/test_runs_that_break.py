@@ -16,7 +16,7 @@ from real_runs import Run, Suite, environment, until
 
 pytestmark = pytest.mark.slow
 
-SWEEP_ONCE = "--anchor-sweep-timeout=0.2"
+SHORT = "--anchor-sweep-timeout=1"
 
 
 def assert_clean(run: Run, **outcomes: int) -> None:
@@ -295,7 +295,7 @@ def test_redirects_are_not_followed(suite: Suite):
             "        anchor_session()\n"
             "    anchor_session()\n"
         )
-        run = suite.run_here(SWEEP_ONCE)
+        run = suite.run_here(SHORT)
         assert run.outcomes == {"passed": 1}
         assert "1 session created: 1 by the sweep, 1 unresolved" in run.section
         assert not run.alive
@@ -312,7 +312,7 @@ def test_a_record_that_cannot_be_read_fails_the_run_and_says_so(suite: Suite):
         "    journal.unlink()\n"
         "    journal.mkdir()\n"
     )
-    run = suite.run_here(SWEEP_ONCE)
+    run = suite.run_here(SHORT)
     assert run.status == 1
     assert not run.alive  # teardown ended it; but nobody can say that it was the only one
     assert "the sweep is incomplete: the session registry" in run.section

@@ -11,7 +11,7 @@ from real_runs import Suite, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
-SWEEP_ONCE = "--anchor-sweep-timeout=0.2"
+SHORT = "--anchor-sweep-timeout=1"
 LEAKS = "def test_leaks(anchor_session):\n    anchor_session()\n"
 
 
@@ -21,7 +21,7 @@ LEAKS = "def test_leaks(anchor_session):\n    anchor_session()\n"
 def test_a_leak_is_always_seen(suite: Suite, options: str):
     suite.server.fail_always("DELETE", faults.status(403, "these words"))
     suite.write(LEAKS)
-    run = suite.run_here(SWEEP_ONCE, *options.split())
+    run = suite.run_here(SHORT, *options.split())
     (leaked,) = run.alive
     text = run.out + run.err
     assert run.status == 1
@@ -61,7 +61,7 @@ def test_the_tests_own_report_says_that_its_teardown_failed(suite: Suite, worker
         "            file.write(f'{report.nodeid}: {name}: {text}\\n')\n",
         "conftest.py",
     )
-    run = suite.run_here(SWEEP_ONCE, workers=workers)
+    run = suite.run_here(SHORT, workers=workers)
     assert run.outcomes == {"passed": 2, "failed": 1}
     sections = (suite.folder / "sections").read_text().splitlines()
     leaked = re.findall("LEAKED (.*) of (.*?)(?: .gw[01].)?\n", run.section)
@@ -126,7 +126,7 @@ def test_the_key_is_never_seen(suite: Suite, workers: int):
     # One worker of two gets all of it, so that the creations meet their faults in order.
     dist = ["--dist=loadfile"] if workers else []
     show = ["-vv", "-l", "--tb=long", "-rA", "--junitxml=report.xml", "-o", "junit_family=xunit1"]
-    run = suite.run_here(*show, SWEEP_ONCE, *dist, workers=workers)
+    run = suite.run_here(*show, SHORT, *dist, workers=workers)
     assert run.outcomes == {"failed": 5, "skipped": 1, "error": 1}
     assert "no such key: ***" in run.section
     assert "no such key: ***" in run.out.replace(run.section, "")
@@ -182,7 +182,7 @@ def test_the_key_is_in_no_traceback_of_a_server_that_is_not_there(suite: Suite):
     suite.write("def test_a(anchor_session):\n    anchor_session()\n")
     env = {"ANCHORBROWSER_BASE_URL": "http://127.0.0.1:9", "ANCHORBROWSER_API_KEY": KEY}
     for style in ("long", "native"):
-        run = suite.run_here("-vv", "-l", f"--tb={style}", "--full-trace", SWEEP_ONCE, env=environment(**env))
+        run = suite.run_here("-vv", "-l", f"--tb={style}", "--full-trace", SHORT, env=environment(**env))
         assert run.status == 1
         assert "Connection refused" in run.out
         assert not run.recorded

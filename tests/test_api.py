@@ -609,8 +609,8 @@ def told_by(server, api, method, headers):
     server.fail_always(method, lambda *_: (429, headers, b""))
     calls = {
         "POST": lambda: api.create({}),
-        "GET": lambda: api.sessions_with_tag(TAG, deadline=later(0.2)),
-        "DELETE": lambda: api.end("abc", TAG, deadline=later(0.2)),
+        "GET": lambda: api.sessions_with_tag(TAG, deadline=later(1.0)),
+        "DELETE": lambda: api.end("abc", TAG, deadline=later(1.0)),
     }
     with pytest.raises(AnchorAPIError) as caught:
         calls[method]()

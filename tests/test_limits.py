@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import fault_server as fs
@@ -501,22 +502,24 @@ def test_what_is_no_file_is_neither_followed_nor_waited_for(registry, tmp_path, 
 
 
 @pytest.mark.parametrize("how", ["folder", "full"])
-def test_what_was_learned_holds_though_it_cannot_be_written(registry, how, request):
+def test_what_was_learned_holds_though_it_cannot_be_written(registry, how):
     limits = registry.owner(cap=1, timeout=20)
-    if how == "folder":
-        registry.file.mkdir()
-    else:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # Python ignores the signal that comes with it
-    begin(limits, "a")
-    limits.met("b", 0.0, Limit(1.0, None, None))
-    limits.let_go(["a"])
-    start = time.monotonic()
-    begin(limits, "a")
-    assert time.monotonic() - start > 0.8
-    with pytest.raises(AnchorLimitError, match="itself"):
-        begin(limits, "c", stuck=True)
+    with ExitStack() as stack:
+        if how == "folder":
+            registry.file.mkdir()
+        else:
+            soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            # Before pytest reports on the test: its own output may go to a file.
+            stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, (soft, hard))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # Python ignores the signal that comes with it
+        begin(limits, "a")
+        limits.met("b", 0.0, Limit(1.0, None, None))
+        limits.let_go(["a"])
+        start = time.monotonic()
+        begin(limits, "a")
+        assert time.monotonic() - start > 0.8
+        with pytest.raises(AnchorLimitError, match="itself"):
+            begin(limits, "c", stuck=True)
 
 
 def test_who_could_not_write_for_a_while_takes_his_own_slots_back_and_leaves_the_others(registry):

@@ -325,7 +325,7 @@ def test_the_registry_option(run: Runner, pytester: pytest.Pytester, server: Fau
         args = []
     else:
         pytester.makeini("[pytest]\nanchor_registry = elsewhere\n")
-        args = ["--anchor-registry=records", "--anchor-on-leak=warn", "--anchor-sweep-timeout=0.1"]
+        args = ["--anchor-registry=records", "--anchor-on-leak=warn", "--anchor-sweep-timeout=1"]
     pytester.makepyfile(**{"below/test_a": "def test_a(anchor_session): anchor_session()"})
     assert run("", "below/test_a.py", *args).ret == 0
     assert not (pytester.path / ".pytest_anchor").exists()
@@ -403,7 +403,7 @@ def test_a_key_that_cannot_be_used(run: Runner, pytester: pytest.Pytester, serve
 )
 def test_a_leak_and_the_exit_status(run: Runner, server: FaultServer, test: str, args: list[str], status: int):
     server.fail_always("DELETE", faults.status(403))
-    result = run(f"def test_a(anchor_session): anchor_session(){test}", "--anchor-sweep-timeout=0.1", *args)
+    result = run(f"def test_a(anchor_session): anchor_session(){test}", "--anchor-sweep-timeout=1", *args)
     assert result.ret == status
     said = result.stdout.str() + result.stderr.str()
     assert said.count("1 session created: 1 leaked") == 1
@@ -419,7 +419,7 @@ def test_a_401_and_a_500_read_differently(run: Runner, server: FaultServer):
     server.fail_always("GET", faults.status(401))
     result = run(
         "import pytest\n@pytest.mark.parametrize('n', [1, 2])\ndef test_a(anchor_session, n): anchor_session()",
-        "--anchor-sweep-timeout=0.1",
+        "--anchor-sweep-timeout=3",
     )
     first, second = server.alive
     result.stdout.fnmatch_lines(

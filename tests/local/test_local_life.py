@@ -26,7 +26,7 @@ def test_signals(backends: Callable[..., Backend], number: int):
     assert backend.chromiums()
     backend.process.send_signal(number)
     until(lambda: not backend.left(), within=SOON)
-    assert backend.process.wait(2) == 0
+    assert backend.process.wait(PATIENCE) == 0
     assert backend.stop() == ""
 
 
@@ -41,7 +41,7 @@ def test_a_signal_amid_a_creation(backends: Callable[..., Backend], tmp_path: Pa
     backend.process.terminate()
     until(lambda: not backend.left(), within=SOON)
     thread.join(PATIENCE)
-    assert backend.process.wait(2) == 0
+    assert backend.process.wait(PATIENCE) == 0
 
 
 def test_the_backend_itself_is_killed(backends: Callable[..., Backend]):

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 
-NAMES = ("unused", "create_end", "journal", "limits", "suite", "sweep", "pace", "scale", "reaper")
+NAMES = ("unused", "create_end", "journal", "limits", "suite", "sweep", "pace", "scale", "broker")
 
 
 def main(names: list[str]) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from measure import Figure
 
-from pytest_anchor.locks import JOURNAL
-from pytest_anchor.registry import Run
+from pytest_anchor.registry.journal import Run
+from pytest_anchor.registry.locks import JOURNAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,7 @@ def figures() -> Iterator[Figure]:
 
 
 def _run(folder: Path, events: int) -> Path:
-    run = Run(folder, "main")
+    run = Run(folder)
     run.join()
     line = b'{"event":"refused","nonce":"0123456789abcdef-0123456789abcdef"}\n'
     (folder / JOURNAL).write_bytes(line * events)
@@ -69,7 +69,7 @@ def _cost(folder: Path, writers: int) -> float:
 
 
 def _write(folder: Path, barrier: object, results: object) -> None:
-    run = Run(folder, "bench")
+    run = Run(folder)
     run.append("refused", "warm-up")
     barrier.wait()  # type: ignore[attr-defined]
     start = time.monotonic()

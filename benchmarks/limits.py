@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from measure import Figure, seconds
 
-from pytest_anchor.limits import Limits
-from pytest_anchor.locks import JOURNAL
-from pytest_anchor.registry import Run
+from pytest_anchor.budget.limits import Limits
+from pytest_anchor.registry.journal import Run
+from pytest_anchor.registry.locks import JOURNAL
 from pytest_anchor.tags import new_nonce
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ _INTENT: dict[str, Any] = {
     "base_url": "https://api.anchorbrowser.io",
     "fingerprint": "0123456789abcdef",
     "run_id": "0123456789abcdef",
-    "place": 12345678,
+    "folder_inode": 12345678,
 }
-_CREATED: dict[str, Any] = {"id": "7d0c3f0e-0000-4000-8000-000000000000", "seal": "0123456789abcdef" * 2}
-_ENDED: dict[str, Any] = {"how": "teardown", "already": False, "note": ""}
+_CREATED: dict[str, Any] = {"id": "7d0c3f0e-0000-4000-8000-000000000000", "signature": "0123456789abcdef" * 2}
+_ENDED: dict[str, Any] = {"ended_by": "teardown", "already": False, "note": ""}
 
 
 def figures() -> Iterator[Figure]:
@@ -53,13 +53,13 @@ def figures() -> Iterator[Figure]:
 
 def _session(folder: Path, before: int) -> Callable[[], None]:
     """What is done for one session of a run in which *before* have been."""
-    run = Run(folder, "main")
+    run = Run(folder)
     run.join()
     limits = Limits(folder.parent, folder, "main", account="bench", cap=AT_ONCE + 1, timeout=60.0)
 
     def begin() -> str:
         nonce = new_nonce(folder.name)
-        limits.waiting("test", print).begin(nonce, stuck=lambda: False, meanwhile=lambda: None)
+        limits.admission("test", print).begin(nonce, self_blocked=False, meanwhile=lambda **_: None)
         run.append("intent", nonce, **_INTENT)
         limits.succeeded()
         run.append("created", nonce, **_CREATED)
@@ -67,7 +67,7 @@ def _session(folder: Path, before: int) -> Callable[[], None]:
 
     def end(nonce: str) -> None:
         run.append("ended", nonce, **_ENDED)
-        limits.let_go([nonce])
+        limits.release_slots([nonce])
 
     journal = folder / JOURNAL
     end(begin())

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_anchor.client import Client
+from pytest_anchor.settings import Settings, socket_folder
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -81,6 +84,26 @@ def local_server(*options: str, log: Path | None = None) -> Iterator[dict[str, s
         process.terminate()
         process.wait()
         process.stdout.close()
+
+
+def client_for(env: dict[str, str], folder: Path, *, reaper: bool = False) -> Client:
+    """A test process's client of a run whose record is in *folder*, for the API that *env* names."""
+    return Client(
+        Settings(
+            run_id="bench",
+            folder=folder,
+            owner="main",
+            base_url=env["ANCHORBROWSER_BASE_URL"],
+            api_key=env["ANCHORBROWSER_API_KEY"],
+            local=False,
+            chromium="",
+            on_leak="fail",
+            sweep_timeout=60.0,
+            reaper=reaper,
+            socket_folder=socket_folder(f"{folder.name}-{os.urandom(8).hex()}"),
+            main_pid=os.getpid(),
+        )
+    )
 
 
 def answers(log: Path, method: str) -> list[Answer]:

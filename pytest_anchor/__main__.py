@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import AnchorError
-from .progress import write
+from .reporting.progress import write
 from .settings import BASE_URL_VARIABLE, DEFAULT_BASE_URL, KEY_VARIABLES, REGISTRY_NAME
 
 INTERRUPTED = 130  # as a shell has it for a process that Ctrl-C ended
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        from . import cli
+        from .cli import commands as cli
 
         commands = {"ls": cli.ls, "sweep": cli.sweep, "end": cli.end}
         return commands[arguments.command](arguments)

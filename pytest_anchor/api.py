@@ -13,7 +13,6 @@ import math
 import os
 import random
 import re
-import ssl
 import threading
 import time
 from contextvars import ContextVar
@@ -47,6 +46,7 @@ CONNECT_TIMEOUT = 10.0  # seconds
 CREATE_TIMEOUT = 120.0  # seconds; the call blocks until the browser is ready
 CALL_TIMEOUT = 15.0  # seconds, for ending and listing
 
+MAX_IDLE = 5.0  # seconds for which a connection may have been idle that a creation uses
 MAX_CONNECTIONS = 256  # kept alive, which is as many as --anchor-sweep-at-once allows
 MAX_ANSWER = 1 << 20  # bytes
 MAX_LIST = 64 << 20  # bytes; a session takes about 300 in a list
@@ -112,11 +112,16 @@ class Ended(NamedTuple):
 
 
 class _Call:
-    """What is to be known deep inside urllib3 of the call under way in this context."""
+    """What is to be known deep inside urllib3 of the call under way in this context.
 
-    def __init__(self, deadline: float, wait: Callable[[_Call], None]) -> None:
+    :ivar sent: whether the first byte of the request may have left this machine.
+    """
+
+    def __init__(self, deadline: float, wait: Callable[[_Call], None], *, creates: bool = False) -> None:
         self.deadline = deadline
+        self.creates = creates
         self.tries = 0
+        self.sent = False
         self._wait = wait
         self._pause = FIRST_PAUSE
 
@@ -202,20 +207,59 @@ class _TimedResponse(HTTPResponse):
         del self.headers["Set-Cookie"]  # nothing here wants one, and http.cookiejar warns of what it cannot read
 
 
-class _Connection(HTTPConnection):
+class _NotesSending:
+    """A connection that notes when a request is sent over it, which asking a proxy for a tunnel is not."""
+
+    is_connecting = False
+    used_at = math.inf  # in ``time.monotonic()`` seconds
+
+    def connect(self) -> None:
+        self.is_connecting = True
+        try:
+            super().connect()  # type: ignore[misc]
+        finally:
+            self.is_connecting = False
+
+    def send(self, data: Any) -> None:
+        if self.sock is None:  # type: ignore[attr-defined]
+            self.connect()
+        if not self.is_connecting:
+            _call.get().sent = True
+        super().send(data)  # type: ignore[misc]
+
+
+class _Connection(_NotesSending, HTTPConnection):
     response_class = _TimedResponse
 
 
-class _SecureConnection(HTTPSConnection):
+class _SecureConnection(_NotesSending, HTTPSConnection):
     response_class = _TimedResponse
 
 
-class _Pool(urllib3.HTTPConnectionPool):
+class _DropsIdle:
+    """A pool that gives a creation no connection which a router on the way may have forgotten."""
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        connection = super()._get_conn(timeout)  # type: ignore[misc]
+        if _call.get().creates and time.monotonic() - connection.used_at > MAX_IDLE:
+            connection.close()  # it is opened anew when it is used
+        return connection
+
+    def _put_conn(self, connection: Any) -> None:
+        if connection is not None:
+            connection.used_at = time.monotonic()
+        super()._put_conn(connection)  # type: ignore[misc]
+
+
+class _Pool(_DropsIdle, urllib3.HTTPConnectionPool):
     ConnectionCls = _Connection
 
 
-class _SecurePool(urllib3.HTTPSConnectionPool):
+class _SecurePool(_DropsIdle, urllib3.HTTPSConnectionPool):
     ConnectionCls = _SecureConnection
+
+
+_POOLS = {"http": _Pool, "https": _SecurePool}
 
 
 class _Session(requests.Session):
@@ -226,10 +270,12 @@ class _Session(requests.Session):
 class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+        self.poolmanager.pool_classes_by_scheme = _POOLS
 
-
-_NOT_CONNECTED = (NewConnectionError, ConnectTimeoutError)
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = _POOLS
+        return manager
 
 
 class _Retry(Retry):
@@ -246,7 +292,7 @@ class _Retry(Retry):
 
     def increment(self, method: Any = None, url: Any = None, response: Any = None, *args: Any, **kwargs: Any) -> _Retry:
         error = kwargs.get("error") or ResponseError("out of time")
-        if method == "POST" and not isinstance(error, _NOT_CONNECTED):
+        if method == "POST" and (_call.get().sent or not isinstance(error, (NewConnectionError, ConnectTimeoutError))):
             raise MaxRetryError(kwargs["_pool"], url, error)  # it may have created a session
         retry = super().increment(method, url, response, *args, **kwargs)
         wait = (response is not None and self.get_retry_after(response)) or retry.get_backoff_time()
@@ -312,7 +358,12 @@ class AnchorAPI:
         """What a record may keep of the key: enough to recognise it, too little to use it."""
         return sha256(b"pytest-anchor:" + self._key.encode()).hexdigest()[:16]
 
-    def seal(self, *words: str) -> str:
+    @cached_property
+    def account(self) -> str:
+        """What all processes call the account in a file's name."""
+        return sha256(f"{self.base_url}\n{self.fingerprint}".encode()).hexdigest()[:16]
+
+    def sign(self, *words: str) -> str:
         """What proves to a holder of the key that a holder of the key wrote *words*, for this base URL."""
         text = "\n".join((self.base_url, *words))
         return hmac.digest(self._key.encode(), text.encode("utf-8", "surrogatepass"), "sha256").hex()[:32]
@@ -447,6 +498,14 @@ class AnchorAPI:
     def _without_key(self, text: str) -> str:
         return redact(text, self._key)
 
+    def _route(self) -> str:
+        """Where a request was to go, and by which proxy; a proxy's URL may hold a password."""
+        parts = urlsplit(self.base_url)
+        proxy = requests.utils.select_proxy(self.base_url, requests.utils.get_environ_proxies(self.base_url) or {})
+        if not proxy or parts.scheme != "https":
+            return parts.netloc
+        return f"{parts.netloc}, by the proxy {proxy.rpartition('@')[2]}"
+
     def _new_http(self, until: float) -> _Http:
         session = _Session()
         session.auth = self._auth
@@ -489,7 +548,7 @@ class AnchorAPI:
         __tracebackhide__ = True
         creates = method == "POST"
         deadline = min(deadline, time.monotonic() + (CONNECT_TIMEOUT + read) * (1 if creates else 4))
-        call = _Call(deadline, (lambda _call: None) if creates else partial(self._wait, what))
+        call = _Call(deadline, (lambda _call: None) if creates else partial(self._wait, what), creates=creates)
         token = _call.set(call)
         failure: BaseException
         try:
@@ -518,13 +577,11 @@ class AnchorAPI:
             OverflowError,
             _TooLongError,
         ) as error:
-            failure = AnchorAPIError(
-                what,
-                message=self._without_key(_reason(error)),
-                remedy=_NO_ANSWER_REMEDY,
-                tries=call.tries,
-            )
-            if method == "POST" and not _never_sent(error):
+            message = self._without_key(_reason(error))
+            if not call.sent:
+                message += f" ({self._route()})"
+            failure = AnchorAPIError(what, message=message, remedy=_NO_ANSWER_REMEDY, tries=call.tries)
+            if creates and call.sent:
                 failure = _lost(failure)
         except BaseException as error:  # noqa: BLE001 - Ctrl-C, or what a signal's handler raises
             failure = error.with_traceback(None)
@@ -652,13 +709,6 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def _never_sent(error: BaseException) -> bool:
-    """Whether the request surely did not reach the server: there was no connection to send it over."""
-    # Not ProxyError: urllib3 calls so, too, what was lost on a connection that a proxy had made.
-    kinds = (*_NOT_CONNECTED, ssl.SSLCertVerificationError)
-    return any(isinstance(one, kinds) for one in _chain(error))
-
-
 def _reason(error: BaseException) -> str:
     chain = _chain(error)
     no_connection = any(isinstance(one, NewConnectionError) for one in chain)  # to urllib3 a kind of timeout
@@ -668,4 +718,5 @@ def _reason(error: BaseException) -> str:
     # The innermost says what the system said; those around it repeat it with their object's address.
     inner = next((one for one in reversed(chain) if isinstance(one, OSError) and one.strerror), chain[-1])
     text = (isinstance(inner, OSError) and inner.strerror) or str(inner) or type(inner).__name__
+    text = re.sub(r"//[^/@\s]*@", "//***@", text)  # of a proxy's URL
     return text.rpartition(": ")[2] if no_connection else text

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Pool:
+class DaemonThreadPool:
     """Daemon threads, started as calls come, at most *size*; each ends when nothing is left to do.
 
     An API that never answers holds neither who waits here for longer than it wants, nor the process at its exit.

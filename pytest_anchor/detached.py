@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .locks import open_file, read_small
+from .registry.locks import open_file, read_small
 from .settings import KEY_VARIABLES
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class StartError(Exception):
     """The helper did not start; the message is what it said, if anything."""
 
 
-def start(arguments: Sequence[str], secret: str, log: Path, *, timeout: float) -> str:
+def spawn_helper(arguments: Sequence[str], secret: str, log: Path, *, timeout: float) -> str:
     """Start ``python -m`` with *arguments*, and return the first line that it prints.
 
     Ctrl-C and a kill of the run's process group pass it by.

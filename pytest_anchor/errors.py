@@ -115,6 +115,11 @@ class AnchorAPIError(AnchorError):
         text = ": ".join(part for part in (" ".join(head), said) if part) or "no answer"
         return f"{text} (tried {self.tries} times)" if self.tries > 1 else text
 
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same request may fare better: no usable answer came, or one that the API takes back soon."""
+        return self.status is None or self.status in (408, 429) or self.status >= 500
+
     def fields(self) -> dict[str, Any]:
         """All but *what* was asked for, as plain built-ins."""
         return {name: getattr(self, name) for name in ("status", "code", "message", "remedy", "tries")}
@@ -129,6 +134,23 @@ class AnchorLostCreateError(AnchorAPIError):
 
     The run looks for it by its tag and ends it.
     """
+
+
+def fields_of(error: Exception) -> dict[str, Any]:
+    """An error of this module as plain built-ins, for another process; any other counts as one of ours."""
+    if isinstance(error, AnchorAPIError):
+        return {"type": type(error).__name__, "what": error.what, "fields": error.fields()}
+    if isinstance(error, (AnchorError, TypeError, ValueError)):
+        return {"type": type(error).__name__, "message": str(error)}
+    return {"type": "AnchorError", "message": f"an unexpected error, please report it: {error!r}"}
+
+
+def rebuild(values: dict[str, Any]) -> Exception:
+    """What :func:`fields_of` made, as an error again."""
+    known: dict[str, Any] = {"TypeError": TypeError, "ValueError": ValueError, **globals()}
+    cls = known.get(values["type"], AnchorError)
+    error: Exception = cls(values["what"], **values["fields"]) if "fields" in values else cls(values["message"])
+    return error
 
 
 def _rebuild(cls: type[AnchorAPIError], what: str, fields: dict[str, Any]) -> AnchorAPIError:

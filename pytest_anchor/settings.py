@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from binascii import crc32
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import AnchorConfigError, Secret, printable
@@ -18,18 +19,18 @@ BASE_URL_VARIABLE = "ANCHORBROWSER_BASE_URL"
 CHROMIUM_VARIABLE = "PYTEST_ANCHOR_CHROMIUM"
 REGISTRY_NAME = ".pytest_anchor"
 KEYWORDS = ("session", "browser", "integrations", "identities")  # of a creation, as in POST /v1/sessions
-ON_LEAK = ("fail", "warn")
-ON_OFF = ("on", "off")
-END = ("inline", "background")
 MAX_RUN_ID = 100  # characters
+HAS_SOCKETS = os.name == "posix"
+MAX_SOCKET_PATH = 103  # bytes; the kernel's limit on macOS, Linux has four more
+MAX_SOCKET_NAME = len("/1234567.0123456789ab/socket")  # bytes, of a process and a thread of it
 
-# What the CI services call the run of a pipeline, and the attempt at it where that has a number of its own.
+# What the CI services call the run of a pipeline. Not its attempts: the next one is to see what the last one left.
 _CI = {
-    "github": ("GITHUB_RUN_ID", "GITHUB_RUN_ATTEMPT"),
+    "github": ("GITHUB_RUN_ID",),
     "gitlab": ("CI_PIPELINE_ID",),
     "buildkite": ("BUILDKITE_BUILD_ID",),
     "circleci": ("CIRCLE_WORKFLOW_ID",),
-    "azure": ("BUILD_BUILDID", "SYSTEM_JOBATTEMPT"),
+    "azure": ("BUILD_BUILDID",),
     "jenkins": ("BUILD_TAG",),
 }
 
@@ -53,6 +54,9 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     :param max_sessions: sessions at once over all that share the registry; ``None`` as the plan says, 0 for no cap.
     :param prefetch: sessions that a process creates ahead, at most.
     :param end_in_background: whether a teardown leaves its sessions' end to the background.
+    :param create_retries: how often a creation that met a transient failure is tried again.
+    :param socket_folder: where the run's processes on this machine find its broker.
+    :param main_pid: the process that the run is over with, 0 where it is on another machine.
     """
 
     run_id: str
@@ -71,6 +75,9 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     max_sessions: int | None = None
     prefetch: int = 0
     end_in_background: bool = False
+    create_retries: int = 2
+    socket_folder: str = ""
+    main_pid: int = 0
 
     def __repr__(self) -> str:
         shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name != "api_key")
@@ -84,8 +91,9 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
 
         :param shares_disk: whether it sees this machine's folders; if not, it keeps a registry of its own.
         """
-        folder = str(self.folder) if shares_disk else self.folder.name
-        values = {**self._asdict(), "folder": folder, "owner": owner, "own_registry": not shares_disk}
+        values = {**self._asdict(), "folder": str(self.folder), "owner": owner}
+        if not shares_disk:
+            values |= {"folder": self.folder.name, "own_registry": True, "socket_folder": "", "main_pid": 0}
         if not self.local:
             del values["api_key"]
         return values
@@ -97,7 +105,24 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
         :param rootdir: the worker's own, for a registry of its own.
         """
         folder = rootdir / REGISTRY_NAME / values["folder"]  # an absolute one stands for itself
-        return cls(**{"api_key": key_from_environment(), **values, "folder": folder})
+        sockets = values["socket_folder"] or socket_folder(f"{folder.name}-{crc32(os.fsencode(folder)):08x}")
+        return cls(**{"api_key": key_from_environment(), **values, "folder": folder, "socket_folder": sockets})
+
+
+def socket_folder(name: str) -> str:
+    """The folder for the sockets of the run's broker, for *name*, which no other run on this machine has.
+
+    :returns: ``""`` on Windows, where no session is created.
+    :raises AnchorConfigError: the system's folder for temporary files has too long a name for a socket.
+    """
+    if not HAS_SOCKETS:
+        return ""
+    folders = [os.environ.get("TMPDIR", ""), "/tmp"]  # noqa: S108 - of a fresh name, and checked
+    for folder in folders:
+        path = os.path.join(os.path.abspath(folder), f"pytest-anchor-{name}")
+        if os.path.isdir(folder) and len(os.fsencode(path)) + MAX_SOCKET_NAME <= MAX_SOCKET_PATH:
+            return path
+    raise AnchorConfigError(f"TMPDIR is {folders[0]!r}, too long for the path of a socket: set it to a shorter one")
 
 
 def new_invocation() -> str:

@@ -1,19 +1,30 @@
 import faulthandler
+import os
+import shutil
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from fault_server import KEY, FaultServer
 from processes import forget_the_machine
+from real_runs import processes_in
+from real_runs import until as wait_until
 
 from pytest_anchor import api as api_module
 from pytest_anchor import settings as settings_module
 from pytest_anchor.api import AnchorAPI
-from pytest_anchor.registry import Run
-from pytest_anchor.session import Owner
+from pytest_anchor.broker.owner import Owner
+from pytest_anchor.broker.processes import Process
+from pytest_anchor.broker.server import Server
+from pytest_anchor.client import Client
+from pytest_anchor.registry.journal import Run
 from pytest_anchor.settings import Settings
 
 # A shell's background jobs ignore it, and so would all that is started here.
@@ -62,7 +73,7 @@ def api(server: FaultServer, quick: None) -> AnchorAPI:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    run = Run(tmp_path / "registry" / "inv", "main")
+    run = Run(tmp_path / "registry" / "inv")
     run.join()
     yield run
     run.leave()
@@ -81,14 +92,94 @@ def settings(server: FaultServer, tmp_path: Path) -> Settings:
         on_leak="fail",
         sweep_timeout=5.0,
         reaper=False,
+        max_sessions=0,
+        socket_folder=f"/tmp/pytest-anchor-{uuid4().hex[:16]}",
+        main_pid=os.getpid(),
     )
 
 
 @pytest.fixture
-def owner(settings: Settings, quick: None) -> Iterator[Owner]:
-    owner = Owner(settings)
-    yield owner
-    owner.close()
+def make_owner(settings: Settings, run: Run, api: AnchorAPI) -> Iterator[Callable[..., Owner]]:
+    """Make the broker's part for a process, without a broker around it."""
+    owners: list[Owner] = []
+
+    def make_owner(name: str = "main", api: AnchorAPI = api, **changes: object) -> Owner:
+        own = settings._replace(owner=name, **changes)
+        owners.append(Owner(name, own, run, api, own.max_sessions or 0))
+        return owners[-1]
+
+    yield make_owner
+    for owner in owners:
+        owner.finish(5.0)
+
+
+@pytest.fixture
+def owner(make_owner: Callable[..., Owner]) -> Owner:
+    """The broker's part for one process, without a broker around it."""
+    return make_owner()
+
+
+@pytest.fixture
+def serve(quick: None) -> Iterator[Callable[[Settings], Client]]:
+    """A test process's client for some settings, and the broker as a thread of this very process."""
+    served: list[tuple[Client, socket.socket, threading.Thread]] = []
+
+    def serve(settings: Settings) -> Client:
+        folder = Path(settings.socket_folder, "0")
+        folder.parent.mkdir(mode=0o700)
+        folder.mkdir(mode=0o700)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(f"{folder}/socket")
+        listener.listen()
+        server = Server(settings, listener, 0)
+        thread = threading.Thread(target=server.serve, args=(Process("main", os.getpid()),), daemon=True)
+        thread.start()
+        client = Client(settings)
+        served.append((client, listener, thread))
+        return client
+
+    yield serve
+    for client, listener, thread in served:
+        if thread.is_alive() and not client.is_connected:
+            client.request("recover", timeout=5)  # whatever: it takes a part in the run that it can leave
+        client.leave()
+        thread.join(30)
+        assert not thread.is_alive()
+        listener.close()
+        shutil.rmtree(client.settings.socket_folder, ignore_errors=True)
+
+
+@pytest.fixture
+def client(serve: Callable[[Settings], Client], settings: Settings) -> Client:
+    """A test process's client, and the broker as a thread of this very process."""
+    return serve(settings)
+
+
+@pytest.fixture
+def run_settings(settings: Settings) -> Iterator[Settings]:
+    """Settings of a run whose broker is gone at the end, one way or another."""
+    yield settings
+    try:
+        wait_until(lambda: not processes_in(settings.folder), 30)
+    finally:
+        for pid in processes_in(settings.folder):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(settings.socket_folder, ignore_errors=True)
+
+
+@pytest.fixture
+def make_client(run_settings: Settings) -> Iterator[Callable[..., Client]]:
+    """Make a client of a process of the run, with changes of its settings."""
+    clients: list[Client] = []
+
+    def make_client(**changes: object) -> Client:
+        clients.append(Client(run_settings._replace(**changes)))
+        return clients[-1]
+
+    yield make_client
+    for client in clients:
+        client.leave()
 
 
 @pytest.fixture

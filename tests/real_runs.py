@@ -20,13 +20,44 @@ import pytest
 from fault_server import KEY, FaultServer
 from processes import PATIENCE
 
-from pytest_anchor.locks import is_held
-from pytest_anchor.registry import Record, State
-from pytest_anchor.registry import Run as Journal
+from pytest_anchor.registry.journal import Record, State
+from pytest_anchor.registry.journal import Run as Journal
+from pytest_anchor.registry.locks import BROKER_LOCK, is_held
 
 T = TypeVar("T")
 
 DEADLINE = 60.0  # seconds for one run, far above what it takes
+
+
+# A conftest.py that tells when the run's end begins: the last sweep follows. What a worker left may have been swept
+# before, while the run went on.
+FINISHING = """
+import pytest
+from pathlib import Path
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session):
+    if not hasattr(session.config, "workerinput"):
+        Path("finishing").touch()
+    return (yield)
+"""
+
+# For the text of a test: the pid of the broker of the run that has a record in the working directory.
+FIND_BROKER = """
+def find_broker():
+    from pathlib import Path
+
+    (journal,) = Path(".pytest_anchor").absolute().glob("*/journal.jsonl")
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (process / "cmdline").read_bytes()
+        except OSError:  # it is gone
+            continue
+        if b"pytest_anchor.broker" in line and str(journal.parent).encode() in line:
+            return int(process.name)
+    raise AssertionError("there is no broker")
+
+"""
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -179,8 +210,8 @@ class Suite:
 
     @property
     def watched(self) -> bool:
-        """Whether a reaper watches one of the suite's runs, or sweeps."""
-        return any(is_held(one / "reaper.lock") for one in self.runs)
+        """Whether one of the suite's runs has a broker, which may be its reaper by now."""
+        return any(is_held(one / BROKER_LOCK) for one in self.runs)
 
     @property
     def processes(self) -> dict[int, str]:
@@ -190,7 +221,7 @@ class Suite:
     @property
     def states(self) -> list[State]:
         """What the runs on record have written down."""
-        return [Journal(folder, "test").read() for folder in self.runs]
+        return [Journal(folder).read() for folder in self.runs]
 
     @property
     def records(self) -> list[Record]:

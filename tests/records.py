@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
+from pytest_anchor.registry.locks import JOURNAL
 from pytest_anchor.tags import TAG, new_tag, run_tag
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fault_server import FaultServer
 
     from pytest_anchor.api import AnchorAPI
-    from pytest_anchor.registry import Run
+    from pytest_anchor.registry.journal import Run
 
 # What is no session id, or must not be taken for one.
 NO_IDS = [
@@ -44,6 +48,28 @@ NO_IDS = [
 
 ERROR = {"status": 500, "code": "E", "message": "m", "remedy": "r", "tries": 7}
 
+INTENT = {
+    "event": "intent",
+    "nonce": "n",
+    "owner": "gw0",
+    "test": "t",
+    "time": 2,
+    "base_url": "",
+    "fingerprint": "",
+    "run_id": "r",
+    "folder_inode": 1,
+}
+
+
+def journal_line(base: dict[str, Any], **changes: Any) -> bytes:
+    """An event as a line of the journal; a change to ``None`` leaves the field out."""
+    return json.dumps({name: value for name, value in {**base, **changes}.items() if value is not None}).encode()
+
+
+def journal(run: Run) -> Path:
+    """Where the run's events are."""
+    return run.folder / JOURNAL
+
 
 def tags(nonce: str, run_id: str = "r1") -> tuple[str, ...]:
     return TAG, run_tag(run_id), new_tag(nonce)
@@ -52,13 +78,13 @@ def tags(nonce: str, run_id: str = "r1") -> tuple[str, ...]:
 def intend(run: Run, nonce: str, **changes: Any) -> None:
     """Record the intent to create a session."""
     fields = {
-        "owner": run.owner,
+        "owner": "main",
         "test": "t.py::x",
         "time": time.time(),
         "base_url": "http://b",
         "fingerprint": "f",
         "run_id": "r1",
-        "place": run.place,
+        "folder_inode": run.folder_inode,
     }
     run.append("intent", nonce, **{**fields, **changes})
 
@@ -72,7 +98,7 @@ def opened(server: FaultServer, api: AnchorAPI, run: Run, nonce: str, **changes:
     """A session that runs, and is on record."""
     session_id = server.add(*tags(nonce))
     intend_with(api, run, nonce, **changes)
-    run.append("created", nonce, id=session_id, seal=api.seal(nonce, session_id))
+    run.append("created", nonce, id=session_id, signature=api.sign(nonce, session_id))
     return session_id
 
 

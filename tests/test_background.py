@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from pytest_anchor.background import Pool
+from pytest_anchor.background import DaemonThreadPool
 
 NAME = "pool-under-test"
 
@@ -23,7 +23,7 @@ def gate():
 
 
 def test_calls_are_done_side_by_side_at_most_as_many_as_asked_for(until):
-    pool, lock, busy, most, done = Pool(4, NAME), threading.Lock(), 0, 0, []
+    pool, lock, busy, most, done = DaemonThreadPool(4, NAME), threading.Lock(), 0, 0, []
 
     def call(n):
         nonlocal busy, most
@@ -44,7 +44,7 @@ def test_calls_are_done_side_by_side_at_most_as_many_as_asked_for(until):
 
 
 def test_one_thread_keeps_the_order(gate):
-    pool, done = Pool(1, NAME), []
+    pool, done = DaemonThreadPool(1, NAME), []
     pool.submit(gate.wait)
     for n in range(2000):
         pool.submit(partial(done.append, n))
@@ -54,7 +54,7 @@ def test_one_thread_keeps_the_order(gate):
 
 
 def test_threads_are_daemons_and_go(until):
-    pool, seen = Pool(3, NAME), []
+    pool, seen = DaemonThreadPool(3, NAME), []
     for _ in range(2):
         pool.submit(lambda: seen.append(threading.current_thread()))
         assert pool.wait(30)
@@ -65,7 +65,7 @@ def test_threads_are_daemons_and_go(until):
 
 @pytest.mark.parametrize("kind", [ValueError, RecursionError, SystemExit, KeyboardInterrupt, GeneratorExit])
 def test_what_a_call_raises_costs_nothing(kind, capfd):
-    pool, done = Pool(2, NAME), []
+    pool, done = DaemonThreadPool(2, NAME), []
 
     def bad():
         raise kind
@@ -79,7 +79,7 @@ def test_what_a_call_raises_costs_nothing(kind, capfd):
 
 
 def test_waiting_has_an_end(gate):
-    pool = Pool(1, NAME)
+    pool = DaemonThreadPool(1, NAME)
     assert pool.wait(0)
     pool.submit(gate.wait)
     before = time.monotonic()
@@ -91,7 +91,7 @@ def test_waiting_has_an_end(gate):
 
 
 def test_what_has_not_begun_when_it_stops_is_forgotten(gate, until):
-    pool, done = Pool(2, NAME), []
+    pool, done = DaemonThreadPool(2, NAME), []
     for _ in range(2):
         pool.submit(gate.wait)
     until(lambda: threads() == 2)
@@ -106,7 +106,7 @@ def test_what_has_not_begun_when_it_stops_is_forgotten(gate, until):
 
 
 def test_calls_may_submit():
-    pool, done = Pool(2, NAME), []
+    pool, done = DaemonThreadPool(2, NAME), []
 
     def call(n):
         done.append(n)
@@ -119,7 +119,7 @@ def test_calls_may_submit():
 
 
 def test_many_may_submit_at_once():
-    pool, done = Pool(3, NAME), []
+    pool, done = DaemonThreadPool(3, NAME), []
     submitters = [
         threading.Thread(target=lambda: [pool.submit(partial(done.append, 1)) for _ in range(500)]) for _ in range(8)
     ]
@@ -147,7 +147,7 @@ def limit_threads(monkeypatch, left):
 
 def test_without_threads_the_caller_does_the_work(monkeypatch):
     limit_threads(monkeypatch, 0)
-    pool, done = Pool(3, NAME), []
+    pool, done = DaemonThreadPool(3, NAME), []
     pool.submit(lambda: 1 / 0)
     for _ in range(3):
         pool.submit(lambda: done.append(threading.current_thread()))
@@ -157,7 +157,7 @@ def test_without_threads_the_caller_does_the_work(monkeypatch):
 
 def test_without_a_further_thread_the_first_does_the_work(monkeypatch, gate):
     limit_threads(monkeypatch, 1)
-    pool, done = Pool(3, NAME), []
+    pool, done = DaemonThreadPool(3, NAME), []
     pool.submit(gate.wait)
     for _ in range(3):
         pool.submit(lambda: done.append(threading.current_thread().name))
@@ -168,7 +168,7 @@ def test_without_a_further_thread_the_first_does_the_work(monkeypatch, gate):
 
 
 def test_ctrl_c_in_work_that_the_caller_does_gets_through(monkeypatch):
-    pool, done = Pool(2, NAME), []
+    pool, done = DaemonThreadPool(2, NAME), []
     with monkeypatch.context() as system, pytest.raises(KeyboardInterrupt):
         limit_threads(system, 0)
         pool.submit(partial(signal.raise_signal, signal.SIGINT))
@@ -178,7 +178,7 @@ def test_ctrl_c_in_work_that_the_caller_does_gets_through(monkeypatch):
 
 
 def test_ctrl_c_gets_through_a_wait(gate):
-    pool = Pool(1, NAME)
+    pool = DaemonThreadPool(1, NAME)
     pool.submit(gate.wait)
     timer = threading.Timer(0.1, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
     timer.start()
@@ -192,7 +192,7 @@ def test_ctrl_c_gets_through_a_wait(gate):
 
 
 def test_a_forked_child_begins_with_nothing(gate):
-    pool, done = Pool(1, NAME), []
+    pool, done = DaemonThreadPool(1, NAME), []
     pool.submit(gate.wait)
     pool.submit(partial(done.append, 1))
     child = os.fork()

@@ -2,6 +2,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,12 @@ def start(tmp_path, monkeypatch):
 
     def start(code, *arguments, secret="secret", timeout=10.0):
         (tmp_path / "helper.py").write_text(code)
-        return detached.start(["helper", *map(str, arguments)], secret, tmp_path / "log", timeout=timeout)
+        return detached.spawn_helper(["helper", *map(str, arguments)], secret, tmp_path / "log", timeout=timeout)
 
     yield start
     for child in set(children(os.getpid())) - before:
-        os.kill(child, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(child, signal.SIGKILL)
     until(lambda: set(children(os.getpid())) <= before)
 
 

@@ -24,11 +24,15 @@ WITHOUT_XDIST = "import sys\nsys.modules['xdist'] = None\n"
 WITHOUT_FCNTL = "import sys\nsys.modules['fcntl'] = None\n"
 
 UNUSED = """
-import sys
+import signal, sys, threading
 
 def pytest_unconfigure(config):
     for name in ("requests", "urllib3", "filelock", "aiohttp", "ssl"):
         assert name not in sys.modules, name
+    ours = {name for name in sys.modules if name.startswith("pytest_anchor.")}
+    assert not ours & {f"pytest_anchor.{name}" for name in ("session", "registry", "broker", "sweep", "report")}
+    assert not [thread for thread in threading.enumerate() if "anchor" in thread.name]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     print("nothing was imported")
 """
 

@@ -36,7 +36,7 @@ def test_b(anchor_session):
 @pytest.fixture
 def folder() -> Iterator[Path]:
     # Not tmp_path: Chromium puts a socket below TMPDIR, whose path may have 108 characters.
-    path = Path(tempfile.mkdtemp(prefix="pal-"))
+    path = Path(tempfile.mkdtemp(prefix="pal-", dir="/tmp"))
     yield path
     shutil.rmtree(path)
 
@@ -98,7 +98,6 @@ def test_a_killed_run_leaves_no_chromium(folder: Path) -> None:
         assert process.poll() is None, process.communicate(timeout=PATIENCE)[0]
         time.sleep(0.02)
     assert processes_of(folder)
-    assert not any("pytest_anchor.reaper" in line for line in processes_of(folder))  # the backend goes by itself
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=PATIENCE)
     assert gone(folder, 3.0), (processes_of(folder), list((folder / "tmp").rglob("*")))
@@ -110,6 +109,15 @@ def test_a_chromium_that_is_not_there(folder: Path) -> None:
     assert process.returncode == 1
     assert "AnchorConfigError: the local backend did not start: " in out
     assert "nowhere" in out
+
+
+def test_a_chromium_is_looked_for_where_the_run_was_started(folder: Path) -> None:
+    (folder / "bin").mkdir()
+    (folder / "bin" / "chrome").write_text("#!/bin/sh\nexit 3\n")
+    (folder / "bin" / "chrome").chmod(0o755)
+    process = start(folder, "--anchor-chromium=bin/chrome", suite=LOSES)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
 
 
 LOSES = """

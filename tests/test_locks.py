@@ -2,46 +2,53 @@ import os
 import signal
 import threading
 import time
-from contextlib import ExitStack
 
 import pytest
-from processes import descriptors, is_alive, read_line, script, status
+from processes import descriptors, is_alive, script, status
 from real_runs import until
 
-from pytest_anchor.locks import has_owners, hold, is_held, owner_lock, wait_for_owners
-from pytest_anchor.registry import Run
+from pytest_anchor.registry.journal import Run
+from pytest_anchor.registry.locks import (
+    BROKER_LOCK,
+    JOURNAL,
+    JOURNAL_LOCK,
+    REAPER_LOCK,
+    SWEEP_LOCK,
+    forget_process,
+    hold,
+    is_held,
+    is_live,
+    is_run,
+    note_process,
+    open_file,
+    process_names,
+    read_small,
+    wait_until_over,
+)
 
 HOLD = """
 import os, sys
-from pytest_anchor.locks import hold
+from pytest_anchor.registry.locks import hold
 assert hold(sys.argv[1]) is not None
 print("held", flush=True)
 sys.stdin.read()
 """
 
 JOIN = """
-import os, sys
+import sys
 from pathlib import Path
-from pytest_anchor.registry import Run
-run = Run(Path(sys.argv[1]), sys.argv[2])
+from pytest_anchor.registry.journal import Run
+run = Run(Path(sys.argv[1]))
 run.join()
-if sys.argv[3:]:
-    child = os.fork()
-    if not child:
-        os.setsid()
-        print(os.getpid(), flush=True)
-        sys.stdin.read()
-        os._exit(0)
-else:
-    print("joined", flush=True)
+print("joined", flush=True)
 sys.stdin.read()
 """
 
 
 def waiter(folder):
-    """A thread that waits for the owners, and when it had waited."""
+    """A thread that waits for the end of a run, and when it had waited."""
     done = []
-    thread = threading.Thread(target=lambda: (wait_for_owners(folder), done.append(time.monotonic())), daemon=True)
+    thread = threading.Thread(target=lambda: (wait_until_over(folder), done.append(time.monotonic())), daemon=True)
     thread.start()
     return thread, done
 
@@ -94,7 +101,7 @@ def test_who_asks_is_not_mistaken_for_a_holder(tmp_path):
 def test_a_killed_holder_holds_nothing(tmp_path):
     path = tmp_path / "x.lock"
     with script(HOLD, path) as holder:
-        assert read_line(holder) == "held\n"
+        assert holder.stdout.readline() == "held\n"
         assert is_held(path)
         assert hold(path) is None
         holder.send_signal(signal.SIGKILL)
@@ -105,7 +112,7 @@ def test_a_killed_holder_holds_nothing(tmp_path):
 
 def test_a_stopped_holder_holds_its_lock(tmp_path):
     with script(HOLD, tmp_path / "x.lock") as holder:
-        assert read_line(holder) == "held\n"
+        assert holder.stdout.readline() == "held\n"
         holder.send_signal(signal.SIGSTOP)
         assert is_held(tmp_path / "x.lock")
 
@@ -129,70 +136,120 @@ def test_a_link_is_not_followed(tmp_path):
     assert not (tmp_path / "victim").exists()
 
 
-# owners
+# files in a run's folder
 
 
-def test_a_lock_file_that_nobody_holds_is_a_dead_owners(run):
-    (run.folder / "gw0.owner").touch()
-    assert not run.is_alive("gw0")
-    assert has_owners(run.folder)  # this process
-    run.leave()
-    assert not has_owners(run.folder)
+def put_a_folder(path):
+    path.mkdir()
 
 
-def test_other_locks_are_no_owners(tmp_path):
-    fd = hold(tmp_path / "reaper.lock")
-    assert not has_owners(tmp_path)
-    wait_for_owners(tmp_path)
+def put_a_link(path):
+    victim = path.with_name("victim")
+    victim.write_text("precious")
+    path.symlink_to(victim)
+
+
+@pytest.fixture(params=[put_a_folder, put_a_link, os.mkfifo], ids=["folder", "link", "pipe"])
+def not_a_file(request, tmp_path):
+    request.param(tmp_path / "x")
+    return tmp_path / "x"
+
+
+def test_what_is_not_a_file_is_neither_opened_nor_read(not_a_file):
+    before = descriptors()
+    for flags in (os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC):
+        with pytest.raises(OSError, match="no file|symbolic link|directory|No such device"):
+            open_file(not_a_file, flags)
+    assert read_small(not_a_file) == ""
+    assert descriptors() == before
+    victim = not_a_file.with_name("victim")
+    assert not victim.exists() or victim.read_text() == "precious"
+
+
+def test_a_small_file_is_read_whatever_is_in_it(tmp_path):
+    assert read_small(tmp_path / "none") == ""
+    (tmp_path / "x").write_bytes(b"a\xff")
+    assert read_small(tmp_path / "x") == "a\ufffd"
+
+
+def test_a_new_file_is_private_and_not_inherited(tmp_path):
+    mask = os.umask(0)
+    try:
+        fd = open_file(tmp_path / "x", os.O_WRONLY | os.O_CREAT)
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+    assert not os.get_inheritable(fd)
     os.close(fd)
 
 
-def test_nobody_to_wait_for(tmp_path):
-    for folder in (tmp_path, tmp_path / "none"):
-        assert not has_owners(folder)
-        wait_for_owners(folder)
+@pytest.mark.parametrize("name", [JOURNAL, JOURNAL_LOCK])
+def test_a_folder_with_a_journal_or_its_lock_is_a_runs(tmp_path, name):
+    assert not is_run(tmp_path)
+    (tmp_path / BROKER_LOCK).touch()  # made before anything is known of the folder
+    assert not is_run(tmp_path)
+    (tmp_path / name).symlink_to("nowhere")
+    assert is_run(tmp_path)
 
 
-def test_asking_whether_an_owner_lives_does_not_make_it_look_alive(run):
+# a run and its broker
+
+
+def test_a_run_lives_as_long_as_its_broker_holds_its_lock(run):
+    assert run.is_live
     run.leave()
-    assert [is_held(owner_lock(run.folder, "main")) for _ in range(3)] == [False] * 3
+    assert (run.folder / BROKER_LOCK).exists()
+    assert not run.is_live
+
+
+def test_a_broker_that_reaps_serves_no_run(run):
+    lock = hold(run.folder / REAPER_LOCK)
+    assert not is_live(run.folder)
+    os.close(lock)
+    assert is_live(run.folder)
+
+
+@pytest.mark.parametrize("name", [REAPER_LOCK, SWEEP_LOCK, JOURNAL_LOCK])
+def test_other_locks_keep_no_run_alive(tmp_path, name):
+    fd = hold(tmp_path / name)
+    assert not is_live(tmp_path)
+    wait_until_over(tmp_path)
+    os.close(fd)
+
+
+def test_without_a_run_there_is_nothing_to_wait_for(tmp_path):
+    for folder in (tmp_path, tmp_path / "none"):
+        assert not is_live(folder)
+        assert list(process_names(folder)) == []
+        wait_until_over(folder)
+
+
+def test_a_run_of_which_nothing_can_be_told_is_taken_for_a_live_one(tmp_path):
+    assert is_live(tmp_path / ("x" * 300))
+
+
+def test_asking_whether_a_run_lives_does_not_make_it_look_alive(run):
+    run.leave()
+    assert [is_live(run.folder) for _ in range(3)] == [False] * 3
     run.join()
 
 
-def test_a_killed_owner_is_dead_at_once_and_the_waiters_wake(tmp_path):
+def test_a_killed_broker_is_dead_at_once_and_the_waiters_wake(tmp_path):
     folder = tmp_path / "reg" / "run"
-    with ExitStack() as stack:
-        owners = [stack.enter_context(script(JOIN, folder, name)) for name in ("gw0", "gw1")]
-        assert [read_line(owner) for owner in owners] == ["joined\n"] * 2
-        run = Run(folder, "main")
-        assert run.is_alive("gw0")
-        assert run.is_alive("gw1")
+    with script(JOIN, folder) as broker:
+        assert broker.stdout.readline() == "joined\n"
         waiters = [waiter(folder) for _ in range(2)]
-        owners[0].send_signal(signal.SIGKILL)
-        owners[0].wait(10)
-        assert not run.is_alive("gw0")
-        assert run.is_alive("gw1")
-        assert has_owners(folder)
+        waiters[0][0].join(0.3)
         assert not any(woken for _, woken in waiters)
-        owners[1].send_signal(signal.SIGKILL)
-        owners[1].wait(10)
+        assert is_live(folder)
+        assert is_held(folder / BROKER_LOCK)
+        broker.send_signal(signal.SIGKILL)
+        broker.wait(10)
         died = time.monotonic()
+        assert not is_live(folder)
         for thread, woken in waiters:
             thread.join(10)
             assert woken[0] - died < 5
-        assert not has_owners(folder)
-
-
-def test_an_owner_that_comes_while_others_are_waited_for_is_waited_for_as_well(run):
-    thread, woken = waiter(run.folder)
-    other = Run(run.folder, "gw0")
-    other.join()
-    run.leave()
-    thread.join(0.1)
-    assert not woken
-    other.leave()
-    thread.join(10)
-    assert woken
 
 
 def test_a_waiter_does_nothing_until_it_is_woken(run):
@@ -204,7 +261,7 @@ def test_a_waiter_does_nothing_until_it_is_woken(run):
     until(lambda: status(thread.native_id)["State"].startswith("S"))
     thread.join(0.1)
     before = wakings()
-    thread.join(0.4)
+    thread.join(0.6)
     assert wakings() - before <= 1
     assert not woken
     run.leave()
@@ -212,15 +269,132 @@ def test_a_waiter_does_nothing_until_it_is_woken(run):
     assert woken
 
 
-def test_a_child_that_outlives_the_owner_that_forked_it_does_not_hold_its_lock(tmp_path):
-    folder = tmp_path / "reg" / "run"
-    with script(JOIN, folder, "main", "fork") as owner:
-        child = int(read_line(owner))
-        try:
-            assert has_owners(folder)
-            owner.send_signal(signal.SIGKILL)
-            owner.wait(10)
-            assert is_alive(child)
-            assert not has_owners(folder)
-        finally:
-            os.kill(child, signal.SIGKILL)
+def test_waiters_keep_no_broker_from_its_lock(run):
+    folder = run.folder
+    waiters = [waiter(folder) for _ in range(3)]
+    for thread, _ in waiters:
+        until(lambda thread=thread: status(thread.native_id)["State"].startswith("S"))
+    other = Run(folder)
+    note_process(folder, "main", os.getpid())  # the run goes on
+    run.leave()
+    other.join()
+    forget_process(folder, "main", os.getpid())
+    waiters[0][0].join(0.4)
+    assert not any(woken for _, woken in waiters)
+    other.leave()
+    for thread, woken in waiters:
+        thread.join(10)
+        assert woken
+
+
+# the processes of a run, for when its broker was killed
+
+
+SLEEP = """
+import sys
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def process():
+    with script(SLEEP) as process:
+        assert process.stdout.readline() == "ready\n"
+        yield process
+
+
+def test_a_run_whose_broker_was_killed_lives_as_long_as_a_process_of_it(run, process):
+    folder = run.folder
+    note_process(folder, "gw0", process.pid)
+    thread, woken = waiter(folder)
+    run.leave()
+    assert is_live(folder)
+    assert list(process_names(folder)) == [("gw0", process.pid)]
+    thread.join(0.5)
+    assert not woken
+    process.send_signal(signal.SIGKILL)
+    until(lambda: not is_live(folder))  # as a zombie it is dead, too
+    assert list(process_names(folder)) == []
+    assert status(process.pid)["State"].startswith("Z")
+    thread.join(10)
+    assert woken
+
+
+def test_a_run_that_is_reaped_lives_on_with_a_process(run, process):
+    lock = hold(run.folder / REAPER_LOCK)
+    note_process(run.folder, "gw0", process.pid)
+    assert is_live(run.folder)
+    os.close(lock)
+
+
+def test_a_process_that_left_is_forgotten(run, process):
+    run.leave()
+    note_process(run.folder, "gw0", process.pid)
+    note_process(run.folder, "gw1", process.pid)
+    forget_process(run.folder, "gw0", process.pid)
+    assert list(process_names(run.folder)) == [("gw1", process.pid)]
+    forget_process(run.folder, "gw1", process.pid)
+    forget_process(run.folder, "gw1", process.pid)  # again does nothing
+    assert not is_live(run.folder)
+    assert is_alive(process.pid)
+
+
+def test_a_processs_name_may_have_dots(run):
+    note_process(run.folder, "gw0.on.a.machine", os.getpid())
+    assert list(process_names(run.folder)) == [("gw0.on.a.machine", os.getpid())]
+
+
+def test_a_note_is_private_and_follows_no_link(run, tmp_path):
+    mask = os.umask(0)
+    try:
+        note_process(run.folder, "main", 1)
+    finally:
+        os.umask(mask)
+    assert (run.folder / "main.1.pid").stat().st_mode & 0o777 == 0o600
+    (run.folder / "main.2.pid").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic link"):
+        note_process(run.folder, "main", 2)
+    assert not (tmp_path / "victim").exists()
+
+
+def test_a_pid_that_was_given_to_another_process_is_not_the_runs(run):
+    run.leave()
+    note_process(run.folder, "main", os.getpid())
+    note = run.folder / f"main.{os.getpid()}.pid"
+    pid, started = note.read_text().split()
+    assert pid == str(os.getpid())
+    note.write_text(f"{pid} {int(started) - 1}")
+    assert not is_live(run.folder)
+    note.write_text(f"{pid} {started}")
+    assert is_live(run.folder)
+
+
+def test_a_process_that_was_dead_when_it_was_noted_is_dead(run, process):
+    run.leave()
+    process.kill()
+    process.wait(10)
+    note_process(run.folder, "gw0", process.pid)
+    assert not is_live(run.folder)
+
+
+@pytest.mark.parametrize("content", ["", " ", "x", "1", "0 1", "-1 1", "٣ 1", "9" * 30 + " 1", "1 x", "\x00"])
+def test_a_note_that_says_nothing_is_about_no_process(run, content):
+    run.leave()
+    (run.folder / "main.1.pid").write_text(content)
+    assert not is_live(run.folder)
+    assert list(process_names(run.folder)) == []
+
+
+@pytest.mark.parametrize("name", [".pid", "x.pid", "main..pid", "main.x.pid"])
+def test_a_note_without_a_pid_in_its_name_names_no_process(run, name):
+    note_process(run.folder, "main", os.getpid())
+    (run.folder / f"main.{os.getpid()}.pid").rename(run.folder / name)
+    assert list(process_names(run.folder)) == []
+
+
+@pytest.mark.parametrize("put", [put_a_folder, put_a_link, os.mkfifo])
+def test_what_is_not_a_note_keeps_no_run_alive(run, put):
+    run.leave()
+    put(run.folder / "main.1.pid")
+    assert not is_live(run.folder)

@@ -317,6 +317,51 @@ def test_the_reaper_can_be_switched_off(run: Runner, pytester: pytest.Pytester, 
 
 
 @pytest.mark.parametrize("how", ["option", "ini"])
+def test_a_lost_creation_is_retried_as_often_as_is_said(
+    run: Runner, pytester: pytest.Pytester, server: FaultServer, how: str
+):
+    server.fail_always("POST", faults.status(500))
+    if how == "ini":
+        pytester.makeini("[pytest]\nanchor_create_retries = 1\n")
+    args = ["--anchor-create-retries=0"] if how == "option" else []
+    run("def test_a(anchor_session): anchor_session()", "--anchor-sweep-timeout=0.5", *args).assert_outcomes(failed=1)
+    assert server.count("POST") == (1 if how == "option" else 2)
+
+
+@pytest.mark.parametrize("how", ["option", "ini"])
+def test_the_users_home_may_be_named_by_a_tilde(
+    run: Runner, pytester: pytest.Pytester, server: FaultServer, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    monkeypatch.setenv("HOME", str(pytester.mkdir("home")))
+    server.fail_always("DELETE", faults.status(403))
+    if how == "ini":
+        pytester.makeini("[pytest]\nanchor_registry = ~/records\n")
+    args = ["--anchor-registry=~/records"] if how == "option" else []
+    run("def test_a(anchor_session): anchor_session()", "--anchor-sweep-timeout=0.1", *args)
+    assert (pytester.path / "home" / "records").is_dir()
+    assert not (pytester.path / "~").exists()
+
+
+def test_a_key_that_a_fixture_sets_is_used(run: Runner, server: FaultServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ANCHORBROWSER_API_KEY", "")
+    run(
+        f"""
+        import os, pytest
+
+        @pytest.fixture(scope="session", autouse=True)
+        def key():
+            os.environ["ANCHOR_API_KEY"] = {KEY!r}
+            yield
+            del os.environ["ANCHOR_API_KEY"]
+
+        def test_a(anchor_session): anchor_session()
+        """
+    ).assert_outcomes(passed=1)
+    assert server.count("POST") == 1
+    assert not server.alive
+
+
+@pytest.mark.parametrize("how", ["option", "ini"])
 def test_the_registry_option(run: Runner, pytester: pytest.Pytester, server: FaultServer, how: str):
     server.fail_always("DELETE", faults.status(403))
     below = pytester.mkdir("below")
@@ -361,6 +406,8 @@ def test_the_registry_option(run: Runner, pytester: pytest.Pytester, server: Fau
         (["-o", "anchor_max_sessions=many"], "takes auto, off or a whole number above 0, not 'many'"),
         (["--anchor-prefetch=-1"], "--anchor-prefetch takes a whole number from 0 to 100, not '-1'"),
         (["-o", "anchor_prefetch=1.5"], "takes a whole number from 0 to 100, not '1.5'"),
+        (["--anchor-create-retries=-1"], "--anchor-create-retries takes a whole number from 0 to 10, not '-1'"),
+        (["-o", "anchor_create_retries=11"], "takes a whole number from 0 to 10, not '11'"),
         (["--anchor-end=later"], "--anchor-end takes inline or background, not 'later'"),
         (["--anchor-sweep-at-once=0"], "--anchor-sweep-at-once takes a whole number from 1 to 256, not '0'"),
         (["--anchor-local", "--anchor-base-url=https://example.com"], "exclude each other"),
@@ -456,7 +503,7 @@ def test_help(run: Runner):
     flat = " ".join(text.split())
     assert "Anchor Browser sessions (pytest-anchor); the API key is read from ANCHORBROWSER_API_KEY" in flat
     sweeps = ("on-leak", "sweep-timeout", "sweep-at-once", "reaper", "run-id")
-    plan = ("create-timeout", "max-sessions", "prefetch", "end")
+    plan = ("create-timeout", "create-retries", "max-sessions", "prefetch", "end")
     for name in ("base-url", "registry", "local", "chromium", *sweeps, *plan):
         assert f"--anchor-{name}" in text
         ini = f"anchor_{name.replace('-', '_')}"

@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-from pytest_anchor import progress
-from pytest_anchor.progress import Console, Progress
+from pytest_anchor.reporting import progress
+from pytest_anchor.reporting.progress import Console, Progress
 
 
 class Terminal:

@@ -1,4 +1,4 @@
-"""Dead runs: their sessions were created by real requests, and their owners' locks are free."""
+"""Dead runs: their sessions were created by real requests, and neither a broker nor a process of theirs lives."""
 
 import json
 import os
@@ -6,33 +6,48 @@ import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import fault_server as fs
 import pytest
+from processes import script
 from real_runs import Suite
-from records import ERROR, intend_with, lost, opened
+from records import ERROR, intend_with, lost, opened, tags
 
+from pytest_anchor.api import AnchorAPI
+from pytest_anchor.broker.owner import Owner, Request
+from pytest_anchor.cleanup.recovery import RECOVERY, RecoveryObserver, is_dead, recover, recover_all, runs
 from pytest_anchor.errors import AnchorRegistryError
-from pytest_anchor.locks import JOURNAL, hold
-from pytest_anchor.recover import is_dead, recover_all, runs
-from pytest_anchor.registry import Run, State
-from pytest_anchor.report import Report
-from pytest_anchor.session import Owner
+from pytest_anchor.registry.journal import Run, State
+from pytest_anchor.registry.locks import JOURNAL, REAPER_LOCK, hold, note_process
+from pytest_anchor.reporting.summary import Report
 
 HOUR, DAY = 3600.0, 86400.0
 
 
 @pytest.fixture
-def die(settings, quick):
+def live(settings, api):
+    """Start a run that creates sessions: its record, and their ids."""
+
+    def live(number=3, name="dead", folder=None):
+        theirs = settings._replace(folder=folder or settings.folder.parent / name, run_id=f"run-{name}")
+        run = Run(theirs.folder)
+        run.join()
+        owner = Owner("main", theirs, run, api, 0)
+        return run, [owner.create({}, Request(f"t.py::{n}")).record.id for n in range(number)]
+
+    return live
+
+
+@pytest.fixture
+def die(live):
     """Make a run that created sessions and died: its folder, and their ids."""
 
-    def die(number=3, name="dead", **changes):
-        theirs = settings._replace(folder=settings.folder.parent / name, run_id=f"run-{name}", **changes)
-        owner = Owner(theirs)
-        ids = [owner.create({}, f"t.py::{n}").id for n in range(number)]
-        owner.close()
-        return theirs.folder, ids
+    def die(number=3, name="dead"):
+        run, ids = live(number, name)
+        run.leave()
+        return run.folder, ids
 
     return die
 
@@ -40,7 +55,7 @@ def die(settings, quick):
 @pytest.fixture
 def dead(tmp_path):
     """A dead run, into whose journal the tests write."""
-    run = Run(tmp_path / "registry" / "dead", "main")
+    run = Run(tmp_path / "registry" / "dead")
     run.join()
     run.leave()
     return run
@@ -51,7 +66,7 @@ def recovered(settings, quick):
     """Recover as the next run does, without its pauses."""
 
     def recovered(**changes):
-        return list(recover_all(settings._replace(**changes), pauses=(0.01,), grace=0.0))
+        return list(recover_all(settings._replace(**changes), replace(RECOVERY, pauses=(0.01,), grace=0.0)))
 
     return recovered
 
@@ -87,7 +102,7 @@ def test_what_a_dead_run_left_is_ended_and_told(server, die, recovered):
     (recovery,) = recovered()
     assert server.alive == strangers
     assert ids_of(recovery.ended) == ids
-    assert {record.how for record in recovery.ended} == {"recovery"}
+    assert {record.ended_by for record in recovery.ended} == {"recovery"}
     assert not folder.exists()
     assert lines([recovery]) == ["recovered 3 sessions of the run that died 2 h ago"]
     assert recovered() == []
@@ -116,9 +131,9 @@ def test_a_dead_run_that_had_ended_everything_goes_without_a_word(server, die, r
     folder, ids = die()
     for session_id in ids:
         server.end(session_id)
-    run = Run(folder, "main")
+    run = Run(folder)
     for nonce in run.read().records:
-        run.append("ended", nonce, how="sweep", already=True, note="")
+        run.append("ended", nonce, ended_by="sweep", already=True, note="")
     before = len(server.requests)
     assert recovered() == []
     assert not folder.exists()
@@ -137,7 +152,7 @@ def test_what_is_over_at_the_api_is_settled(server, die, recovered):
 def test_what_the_reaper_did_is_told_once(server, api, dead, recovered):
     opened(server, api, dead, "dead-1")
     opened(server, api, dead, "dead-2")
-    dead.append("ended", "dead-1", how="reaper", already=False, note="")
+    dead.append("ended", "dead-1", ended_by="reaper", already=False, note="")
     dead.append("failed", "dead-2", error=ERROR)
     (recovery,) = recovered()
     assert [len(recovery.reaped), len(recovery.ended)] == [1, 1]
@@ -183,36 +198,101 @@ def test_without_a_key_nothing_is_ended_and_nothing_is_lost(server, die, recover
 # what is left alone
 
 
-def test_a_run_that_lives_is_left_alone(server, settings, recovered, quick):
-    owner = Owner(settings._replace(folder=settings.folder.parent / "live"))
-    session = owner.create({}, "t")
-    assert not is_dead(Run(owner.settings.folder, "x"))
+def test_a_run_that_lives_is_left_alone(server, live, recovered):
+    run, ids = live(1)
+    assert not is_dead(Run(run.folder))
     assert recovered() == []
-    assert server.alive == [session.id]
-    assert not (owner.settings.folder / "sweep.lock").exists()  # whose time is that of the run's death
-    owner.close()
+    assert server.alive == ids
+    assert not (run.folder / "sweep.lock").exists()  # whose time is that of the run's death
+    run.leave()
     assert len(recovered()) == 1
     assert server.alive == []
 
 
-def test_ones_own_run_is_left_alone(server, owner, recovered):
-    session = owner.create({}, "t")
-    assert recovered() == []
-    assert server.alive == [session.id]
-
-
-def test_another_worker_of_a_run_that_lives_keeps_it_alive(server, settings, die, recovered):
+def test_a_run_whose_broker_was_killed_is_left_to_the_one_that_its_processes_start(server, die, recovered):
     folder, ids = die()
-    worker = Run(folder, "gw3")
-    worker.join()
-    assert recovered() == []
+    with script("import sys; sys.stdin.read()") as process:
+        note_process(folder, "gw3", process.pid)
+        assert not is_dead(Run(folder))
+        assert recovered() == []
+        assert server.alive == ids
+    assert len(recovered()) == 1
+    assert server.alive == []
+
+
+def test_what_a_broker_that_reaps_does_not_sweep_is_recovered(server, live, recovered):
+    run, _ = live()
+    lock = hold(run.folder / REAPER_LOCK)
+    assert len(recovered()) == 1
+    assert server.alive == []
+    os.close(lock)
+    run.leave()
+
+
+def test_a_run_that_has_a_process_again_is_swept_no_further(server, die, recovered):
+    folder, _ = die(1)
+    server.fail_always("DELETE", fs.status(500))
+    back = Run(folder)
+
+    def come_back(handler, act):
+        back.join()
+        return act()
+
+    server.fail("GET", come_back)
+    before = time.monotonic()
+    recovered(sweep_timeout=60.0)
+    assert time.monotonic() - before < 20
+    assert folder.exists()
+    back.leave()
+
+
+def test_a_run_that_comes_back_before_it_is_claimed_is_left_alone(server, die, settings, monkeypatch):
+    folder, ids = die(1)
+    back, run = Run(folder), Run(folder)
+
+    def claim():
+        back.join()
+        return Run.claim(run)
+
+    monkeypatch.setattr(run, "claim", claim)
+    assert recover(run, lambda: AnchorAPI(server.url, settings.api_key), timeout=5) is None
     assert server.alive == ids
-    worker.leave()
+    assert Run(folder).claim()  # it was let go
+    back.leave()
+
+
+def test_a_recovery_says_how_far_it_is(server, die, settings, quick):
+    folder, _ = die(3)
+    said = []
+    run = Run(folder)
+    observer = RecoveryObserver(run, lambda *now: said.append(now))
+    recover(run, lambda: AnchorAPI(server.url, settings.api_key), timeout=5, observer=observer)
+    assert (3, 3) in said
+    assert server.alive == []
+
+
+def test_what_the_api_made_twice_is_found(server, die, recovered):
+    folder, _ = die(1)
+    tags = next(iter(server.sessions.values())).tags
+    server.add(*tags)
+    (recovery,) = recovered()
+    assert len(recovery.ended) == 2
+    assert server.alive == []
+    assert not folder.exists()
+
+
+def test_what_the_record_of_a_dead_run_does_not_know_is_found(server, api, dead, recovered):
+    opened(server, api, dead, "dead-1")
+    server.add(*tags("dead-2"))
+    stranger = server.add(*tags("other-1"))
+    (recovery,) = recovered()
+    assert len(recovery.ended) == 2
+    assert server.alive == [stranger]
 
 
 def test_a_run_that_somebody_sweeps_is_left_to_him(server, die, recovered):
     folder, ids = die()
-    reaper = Run(folder, "reaper")
+    reaper = Run(folder)
     assert reaper.claim()
     assert recovered() == []
     assert server.alive == ids
@@ -260,19 +340,18 @@ def test_a_run_of_the_local_backend_recovers_nothing_of_the_cloud(server, die, r
     assert folder.exists()
 
 
-def test_a_copy_of_a_folder_is_left_alone(server, settings, recovered, tmp_path, quick):
-    owner = Owner(settings._replace(folder=tmp_path / "elsewhere" / "run"))
-    session = owner.create({}, "t")
+def test_a_copy_of_a_folder_is_left_alone(server, settings, live, recovered, tmp_path):
+    run, ids = live(1, "run", tmp_path / "elsewhere" / "run")
     copy = settings.folder.parent / "run"
-    shutil.copytree(owner.settings.folder, copy)
+    shutil.copytree(run.folder, copy)
     copy.parent.chmod(0o700)
-    assert is_dead(Run(copy, "x"))
+    assert is_dead(Run(copy))
     (recovery,) = recovered()
     assert recovery.stranger
-    assert server.alive == [session.id]
+    assert server.alive == ids
     assert server.count("DELETE") == server.count("GET") == 0
     assert copy.exists()
-    owner.close()
+    run.leave()
 
 
 def test_a_folder_that_was_moved_is_recovered(server, die, recovered, settings, tmp_path):
@@ -287,15 +366,15 @@ def test_what_no_run_has_made_is_left_alone(settings, recovered, tmp_path):
     empty, full = registry / "0123456789abcdef", registry / "src"
     for folder in (empty, full):
         folder.mkdir(parents=True)
-    for name in ("a.py", "main.owner", "sweep.lock"):
+    for name in ("a.py", "broker.lock", "main.1.pid", "sweep.lock"):
         (full / name).write_text("precious")
     long_ago = time.time() - 30 * 86400
     for folder in (empty, full):
         os.utime(folder, (long_ago, long_ago))
     assert runs(registry) == recovered() == []
-    assert not is_dead(Run(empty, "x"))
+    assert not is_dead(Run(empty))
     assert empty.exists()
-    assert sorted(one.name for one in full.iterdir()) == ["a.py", "main.owner", "sweep.lock"]
+    assert sorted(one.name for one in full.iterdir()) == ["a.py", "broker.lock", "main.1.pid", "sweep.lock"]
 
 
 def test_links_and_files_in_a_registry_are_no_runs(server, settings, die, recovered, tmp_path):

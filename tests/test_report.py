@@ -1,12 +1,13 @@
+import json
 import time
 from pathlib import Path
 
 import pytest
 
+from pytest_anchor.cleanup.recovery import Recovery
 from pytest_anchor.errors import AnchorAPIError, AnchorRegistryError
-from pytest_anchor.recover import Recovery
-from pytest_anchor.registry import Record, Run, State
-from pytest_anchor.report import SHOWN, Report, ago, describe, end_command, span, teardown_section
+from pytest_anchor.registry.journal import Record, Run, State
+from pytest_anchor.reporting.summary import SHOWN, Line, Report, ago, describe, end_command, span, teardown_section
 from pytest_anchor.settings import DEFAULT_BASE_URL
 
 ERROR = AnchorAPIError("x", status=500, code="E1", message="oops", remedy="Wait.", tries=8).fields()
@@ -36,12 +37,12 @@ def test_a_run_without_sessions_says_nothing():
 
 def test_counts():
     made = report(
-        record("1", how="test"),
-        record("2", how="teardown"),
-        record("3", how="teardown"),
-        record("4", how="sweep"),
-        record("5", how="sweep", already=True),
-        record("6", how="new"),
+        record("1", ended_by="test"),
+        record("2", ended_by="teardown"),
+        record("3", ended_by="teardown"),
+        record("4", ended_by="sweep"),
+        record("5", ended_by="sweep", already=True),
+        record("6", ended_by="new"),
         record("7", "refused", id=None),
     )
     assert made
@@ -50,14 +51,14 @@ def test_counts():
     counts = "1 ended by the tests, 2 at teardown, 1 by the sweep, 1 already over, 1 ended"
     assert text(made) == [f"6 sessions created: {counts}"]
     assert next(made.lines()).markup == {"green": True}
-    assert text(report(record("1", how="test"))) == ["1 session created: 1 ended by the tests"]
+    assert text(report(record("1", ended_by="test"))) == ["1 session created: 1 ended by the tests"]
 
 
 def test_verbose_tells_each():
     made = report(
-        record("1", how="test"),
-        record("2", how="sweep", already=True, owner="gw3"),
-        record("3", how="later"),
+        record("1", ended_by="test"),
+        record("2", ended_by="sweep", already=True, owner="gw3"),
+        record("3", ended_by="later"),
         record("4", "open"),
     )
     lines = text(made, verbose=True)
@@ -68,7 +69,9 @@ def test_verbose_tells_each():
 
 
 def test_a_leak():
-    made = report(record("1", "open", error=ERROR, owner="gw0", base_url="http://localhost:1"), record("2", how="test"))
+    made = report(
+        record("1", "open", error=ERROR, owner="gw0", base_url="http://localhost:1"), record("2", ended_by="test")
+    )
     assert made.failed
     assert not made.settled
     assert text(made) == [
@@ -116,7 +119,7 @@ def test_what_the_list_does_not_show_and_the_reaper_goes_on_looking_for_fails_no
 
 
 def test_a_note():
-    made = report(record("1", how="sweep", already=True, note="the API lists it as 'running'"))
+    made = report(record("1", ended_by="sweep", already=True, note="the API lists it as 'running'"))
     assert text(made)[1] == "NOTE s-1 of t.py::a: it is over by the API's answer, but the API lists it as 'running'"
     assert made.settled
 
@@ -130,7 +133,7 @@ def test_unreadable_lines_fail_the_run():
 
 def test_a_problem_of_the_sweep():
     problem = AnchorAPIError("list the run's sessions", status=403)
-    made = report(record("1", how="test"), problem=problem)
+    made = report(record("1", ended_by="test"), problem=problem)
     assert not made.failed
     assert "the sweep is incomplete: could not list the run's sessions: HTTP 403" in text(made)
     made = report(problem=AnchorRegistryError("no disk"))
@@ -159,7 +162,7 @@ def test_an_owner_that_is_not_known_is_not_named():
 
 
 def test_an_interrupted_sweep_says_so_and_fails_the_run():
-    made = report(record("1", how="test"), interrupted=True)
+    made = report(record("1", ended_by="test"), interrupted=True)
     assert made.failed
     assert text(made) == [
         "1 session created: 1 ended by the tests",
@@ -175,20 +178,89 @@ def test_a_reaper_that_goes_on_is_named_with_its_log():
         "this is on record in /reg/run",
         "the reaper goes on trying; it writes to /reg/run/reaper.log",
     ]
-    assert len(text(report(record("1", how="test"), log=Path("/reg/run/reaper.log")))) == 1
+    assert len(text(report(record("1", ended_by="test"), log=Path("/reg/run/reaper.log")))) == 1
 
 
-def test_a_run_without_a_reaper_says_why():
-    made = report(record("1", how="test"), unwatched="no room\x1b[2J")
-    assert not made.failed
-    assert text(made)[1:] == ["the run went on without a reaper, which did not start: no room\\x1b[2J"]
+def test_creations_that_were_tried_again_are_counted():
+    made = report(
+        record("1", ended_by="test"), record("2", ended_by="test", retried=1), record("3", ended_by="sweep", retried=2)
+    )
+    assert text(made)[1:] == ["2 creations retried"]
+    assert made.settled
+
+
+def test_what_was_waited_is_added_up():
+    made = report(record("1", ended_by="test"))
+    made.state.waits = {"1": 1.5, "2": 2.25}
+    assert text(made)[1].startswith("2 creations waited 3.8 s")
+    made.state.waits = {"1": 0.0}
+    assert len(text(made)) == 1
+
+
+# what the broker sends
+
+
+def test_a_report_as_plain_values_is_the_same_at_the_other_end():
+    made = report(record("1", ended_by="test"), record("2", "open", error=ERROR, owner="gw0"))
+    for verbose in (False, True):
+        values = json.loads(json.dumps(made.as_values(verbose=verbose)))
+        assert [Line(*line) for line in values["lines"]] == list(made.lines(verbose=verbose))
+        assert (values["failed"], values["settled"], values["interrupted"]) == (True, False, False)
+    assert "s-1 of t.py::a: ended by the tests" in [line for line, _ in values["lines"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (False, True, False)),
+        ({"problem": AnchorAPIError("list")}, (False, True, False)),
+        ({"problem": AnchorRegistryError("no disk")}, (True, False, False)),
+        ({"interrupted": True}, (True, False, True)),
+        ({"unreadable": 1}, (True, False, False)),
+    ],
+)
+def test_what_a_run_comes_to_as_plain_values(changes, expected):
+    values = report(record("1", ended_by="test"), **changes).as_values(verbose=False)
+    assert (values["failed"], values["settled"], values["interrupted"]) == expected
+    assert values["leaks"] == []
+
+
+def test_what_the_reaper_goes_on_looking_for_is_not_settled():
+    made = report(record("1", "lost", id=None, error=ERROR), log=Path("/reg/run/reaper.log"))
+    values = made.as_values(verbose=False)
+    assert (values["failed"], values["settled"], values["interrupted"]) == (False, False, False)
+    assert [leak["id"] for leak in values["leaks"]] == [None]
+
+
+def test_a_run_that_says_nothing_sends_no_lines():
+    values = report(record("n", "refused", id=None)).as_values(verbose=True)
+    assert values == {"lines": [], "failed": False, "settled": True, "interrupted": False, "leaks": []}
+
+
+def test_leaks_as_plain_values():
+    made = report(
+        record("1", "open", error=ERROR, owner="gw0", base_url="http://localhost:1"),
+        record("2", "lost", id=None, error=ERROR),
+        record("3", ended_by="test"),
+    )
+    why = "HTTP 500 code E1: “oops” (tried 8 times). Wait."
+    assert made.as_values(verbose=False)["leaks"] == [
+        {
+            "id": "s-1",
+            "test": "t.py::a",
+            "owner": "gw0",
+            "why": why,
+            "command": "python -m pytest_anchor end --base-url http://localhost:1 s-1",
+        },
+        {"id": None, "test": "t.py::a", "owner": "main", "why": why, "command": ""},
+    ]
 
 
 # what became of earlier runs
 
 
 def recovery(**fields):
-    return Recovery(Run(Path("/reg/dead"), "recovery"), time.time() - 2 * 3600 - 60, **fields)
+    return Recovery(Run(Path("/reg/dead")), time.time() - 2 * 3600 - 60, **fields)
 
 
 def test_recovered_sessions_are_counted_with_the_time_of_the_runs_death():
@@ -234,7 +306,9 @@ def test_what_became_of_a_dead_run(fields, lines):
 
 
 def test_this_runs_own_lines_come_first():
-    made = report(record("1", how="test"), recovered=[recovery(ended=[record("2")]), recovery(reaped=[record("3")])])
+    made = report(
+        record("1", ended_by="test"), recovered=[recovery(ended=[record("2")]), recovery(reaped=[record("3")])]
+    )
     assert [line.split()[0] for line in text(made)] == ["1", "recovered", "the"]
 
 
@@ -273,7 +347,7 @@ def test_no_control_character_gets_through():
     error = AnchorAPIError("x", status=500, code=EVIL, message=EVIL).fields()
     raw = {**error, "code": EVIL, "message": EVIL, "remedy": EVIL}
     evil = {"test": EVIL, "owner": EVIL, "base_url": f"http://{EVIL}", "error": raw}
-    note = record("3", how="sweep", already=True, test=EVIL, owner=EVIL, note=EVIL)
+    note = record("3", ended_by="sweep", already=True, test=EVIL, owner=EVIL, note=EVIL)
     records = record("1", "open", **evil), record("2", "lost", **{**evil, "id": None}), note
     dead = recovery(
         ended=[note],
@@ -281,7 +355,7 @@ def test_no_control_character_gets_through():
         given_up=[record("5", "open", **evil)],
         problem=AnchorAPIError("list the run's sessions", message=EVIL),
     )
-    made = report(*records, recovered=[dead], unwatched=EVIL, problem=AnchorAPIError("x", code=EVIL, message=EVIL))
+    made = report(*records, recovered=[dead], problem=AnchorAPIError("x", code=EVIL, message=EVIL))
     lines = text(made, verbose=True)
     assert len(lines) > 12
     assert [line for line in lines if not line.isprintable()] == []
@@ -289,9 +363,9 @@ def test_no_control_character_gets_through():
 
 
 def test_what_is_left_in_a_few_words():
-    records = record("1", "open"), record("2", "open"), record("3", "lost", id=None), record("4", how="test")
+    records = record("1", "open"), record("2", "open"), record("3", "lost", id=None), record("4", ended_by="test")
     assert describe(report(*records, unreadable=1).state) == "2 sessions open, 1 creation unresolved, 1 line unreadable"
-    assert describe(report(record("1", how="test")).state) == "0 sessions open"
+    assert describe(report(record("1", ended_by="test")).state) == "0 sessions open"
 
 
 def test_what_a_test_says_of_its_teardown():

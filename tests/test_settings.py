@@ -1,12 +1,18 @@
 import json
 import pickle
+import shutil
+import socket
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from pytest_anchor import settings as settings_module
 from pytest_anchor.errors import AnchorConfigError
 from pytest_anchor.settings import (
     KEY_VARIABLES,
+    MAX_SOCKET_NAME,
+    MAX_SOCKET_PATH,
     Settings,
     check_base_url,
     check_choice,
@@ -18,6 +24,7 @@ from pytest_anchor.settings import (
     ci_run_id,
     key_from_environment,
     new_invocation,
+    socket_folder,
 )
 
 SECRET = "sk-SECRET-99"
@@ -35,6 +42,8 @@ def some(**changes):
         "on_leak": "fail",
         "sweep_timeout": 60.0,
         "reaper": True,
+        "socket_folder": "/tmp/pytest-anchor-r",
+        "main_pid": 7,
     }
     return Settings(**{**values, **changes})
 
@@ -60,14 +69,73 @@ def test_a_worker_that_sees_another_disk_keeps_a_registry_of_its_own(monkeypatch
     monkeypatch.setenv("ANCHOR_API_KEY", SECRET)
     values = json.loads(json.dumps(some().for_worker("gw1", shares_disk=False)))
     assert "/x" not in json.dumps(values)
-    own = some(owner="gw1", folder=Path("/its/place/.pytest_anchor/r"), own_registry=True)
-    assert Settings.of_worker(values, Path("/its/place")) == own
+    own = some(owner="gw1", folder=Path("/its/place/.pytest_anchor/r"), own_registry=True, main_pid=0)
+    made = Settings.of_worker(values, Path("/its/place"))
+    assert made._replace(socket_folder="") == own._replace(socket_folder="")
+    assert "/tmp/pytest-anchor-r" not in json.dumps(values), "a broker of that machine"
+
+
+def test_workers_on_one_other_machine_share_its_broker_if_they_share_their_disk():
+    values = some().for_worker("gw1", shares_disk=False)
+    one, two, elsewhere = (Settings.of_worker(values, Path(path)).socket_folder for path in ("/a", "/a", "/b"))
+    assert one == two != elsewhere
+    assert one.startswith("/tmp/pytest-anchor-r-")
 
 
 def test_a_local_key_crosses_to_the_worker(monkeypatch):
     monkeypatch.setenv("ANCHORBROWSER_API_KEY", "real")
     settings = some(local=True, base_url="", api_key="local-1")
     assert Settings.of_worker(settings.for_worker("gw0"), Path("/elsewhere")) == settings._replace(owner="gw0")
+
+
+# the folder of the sockets
+
+
+NAME = "0123456789abcdef"
+ROOM = MAX_SOCKET_PATH - MAX_SOCKET_NAME - len(f"/pytest-anchor-{NAME}")  # for the folder of temporary files
+
+
+@pytest.fixture
+def short():
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_socket_fits_into_the_longest_folder_that_is_used(short, monkeypatch):
+    folder = short / ("x" * (ROOM - len(str(short)) - 1))
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    assert socket_folder(NAME) == f"{folder}/pytest-anchor-{NAME}"
+    path = Path(f"{socket_folder(NAME)}/1234567.0123456789ab/socket")
+    path.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(path))
+
+
+def test_a_folder_that_is_too_long_or_not_there_is_not_used(short, monkeypatch):
+    folder = short / ("x" * (ROOM - len(str(short))))
+    for _ in range(2):
+        monkeypatch.setenv("TMPDIR", str(folder))
+        assert socket_folder(NAME) == f"/tmp/pytest-anchor-{NAME}"
+        folder.mkdir(exist_ok=True)
+
+
+def test_a_name_that_is_too_long_for_any_folder_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with pytest.raises(AnchorConfigError, match="TMPDIR is '/.*, too long for the path of a socket"):
+        socket_folder("x" * 100)
+
+
+def test_a_relative_folder_is_made_absolute(short, monkeypatch):
+    monkeypatch.chdir(short)
+    monkeypatch.setenv("TMPDIR", ".")
+    assert socket_folder("n") == f"{short}/pytest-anchor-n"
+
+
+def test_where_there_are_no_sockets_there_is_no_folder_and_no_trouble(monkeypatch):
+    monkeypatch.setattr(settings_module, "HAS_SOCKETS", False)
+    assert socket_folder("x" * 200) == ""
 
 
 def test_names_of_invocations_are_fresh():
@@ -84,14 +152,14 @@ def test_names_of_invocations_are_fresh():
     [
         ({}, ""),
         ({"CI": "true"}, ""),
-        ({"GITHUB_RUN_ID": "12", "GITHUB_RUN_ATTEMPT": "3"}, "github-12-3"),
+        ({"GITHUB_RUN_ID": "12", "GITHUB_RUN_ATTEMPT": "3"}, "github-12"),
         ({"GITHUB_RUN_ID": "12"}, "github-12"),
         ({"GITHUB_RUN_ATTEMPT": "3"}, ""),
         ({"GITHUB_RUN_ID": ""}, ""),
         ({"CI_PIPELINE_ID": "77", "CI_JOB_ID": "1"}, "gitlab-77"),
         ({"BUILDKITE_BUILD_ID": "0187-ab"}, "buildkite-0187-ab"),
         ({"CIRCLE_WORKFLOW_ID": "f00"}, "circleci-f00"),
-        ({"BUILD_BUILDID": "9", "SYSTEM_JOBATTEMPT": "1"}, "azure-9-1"),
+        ({"BUILD_BUILDID": "9", "SYSTEM_JOBATTEMPT": "1"}, "azure-9"),
         ({"BUILD_TAG": "jenkins-a/b c,d-4"}, "jenkins-jenkins-a-b-c-d-4"),
         ({"BUILD_TAG": "\x1b[2J,all\n"}, "jenkins--2J-all-"),
         ({"BUILD_TAG": "x" * 500}, "jenkins-" + "x" * 75 + "-dc2bdc98cb3b5870"),
@@ -108,7 +176,7 @@ def test_a_long_name_that_is_cut_keeps_the_number_at_its_end_apart():
     assert one != other
 
 
-@pytest.mark.parametrize("value", ["r", "github-12-3", "A_b.c-9", "x" * 100])
+@pytest.mark.parametrize("value", ["r", "github-12", "A_b.c-9", "x" * 100])
 def test_a_good_run_id_is_returned(value):
     assert check_run_id(value) == value
 

@@ -7,7 +7,7 @@ import pytest
 from processes import script
 from real_runs import Suite
 
-from pytest_anchor.signals import Termination
+from pytest_anchor.plugin.signals import Termination
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def test_another_thread_installs_nothing(termination):
 def test_a_forked_child_dies_of_it_as_usual():
     code = """
 import os, signal, time
-from pytest_anchor.signals import Termination
+from pytest_anchor.plugin.signals import Termination
 Termination(lambda: True).catch()
 child = os.fork()
 if not child:
@@ -121,7 +121,7 @@ except KeyboardInterrupt:
 def test_while_there_is_nothing_to_tear_down_it_does_what_it_always_does():
     code = """
 import os, signal, time
-from pytest_anchor.signals import Termination
+from pytest_anchor.plugin.signals import Termination
 Termination(lambda: False).catch()
 assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
 os.kill(os.getpid(), signal.SIGTERM)

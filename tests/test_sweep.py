@@ -1,31 +1,26 @@
 import resource
-import signal
 import threading
 import time
 from contextlib import contextmanager
-from itertools import pairwise
 
 import fault_server as fs
 import pytest
 from fault_server import KEY
-from processes import read_line, script
 from records import ERROR, intend, intend_with, lost, opened, tags
+from sweeps import Observer, everything, states, swept
 
-from pytest_anchor import sweep
 from pytest_anchor.api import AnchorAPI
-from pytest_anchor.registry import Run
-from pytest_anchor.sweep import adopt_listed, end_session, end_sessions, sweep_owner, sweep_run, write_off
+from pytest_anchor.cleanup import sweep
+from pytest_anchor.cleanup.sweep import (
+    SweepPolicy,
+    end_session,
+    end_sessions,
+    mark_all_ended,
+    mark_lost_refused,
+    reconcile_with_api,
+)
+from pytest_anchor.registry.journal import Run
 from pytest_anchor.tags import TAG, new_tag, run_tag
-
-
-def swept(api, run, timeout=5.0, **more):
-    before = time.monotonic()
-    problem = sweep_run(api, run, "r1", timeout=timeout, **more)
-    return problem, time.monotonic() - before
-
-
-def states(run):
-    return {nonce: record.state for nonce, record in run.read().records.items()}
 
 
 def test_a_run_that_created_nothing_asks_nothing(server, api, run):
@@ -45,12 +40,13 @@ def test_everything_of_the_run_is_ended_and_nothing_else(server, api, run):
         server.add(TAG, run_tag("r1"), new_tag("other-1")),  # another invocation that shares the run id
         server.add(TAG, run_tag("r1")),
     ]
-    said = []
-    assert swept(api, run, progress=lambda *now: said.append(now))[0] is None
+    observer = Observer()
+    assert swept(api, run, observer=observer)[0] is None
     assert server.alive == strangers
     assert set(states(run).values()) == {"ended"}
-    assert {record.how for record in run.state.records.values()} == {"sweep"}
-    assert (20, 20) in said
+    assert {record.ended_by for record in run.state.records.values()} == {"sweep"}
+    assert (20, 20) in observer.steps
+    assert observer.rounds == 1
     assert {path for method, path in server.requests if method == "DELETE"}.isdisjoint(
         f"/v1/sessions/{one}" for one in strangers
     )
@@ -109,9 +105,9 @@ def test_tries_add_up_when_time_is_up(server, api, run):
         run.append("failed", f"inv-{n}", error=ERROR)
     server.fail_always("DELETE", fs.silent)
     records = list(run.read().records.values())
-    failures = end_sessions(api, run, records, how="sweep", deadline=time.monotonic() + 0.2)
+    failures = end_sessions(api, run, records, policy=SweepPolicy("sweep"), deadline=time.monotonic() + 0.2)
     tries = [error.tries for error in failures.values()]
-    assert tries == [record.error["tries"] for record in Run(run.folder, "x").read().records.values()]
+    assert tries == [record.error["tries"] for record in Run(run.folder).read().records.values()]
     assert all(8 <= one <= 9 for one in tries), "one more each, or two where the request ended just in time"
 
 
@@ -161,7 +157,7 @@ def test_a_lost_creation_is_found_and_ended(server, api, run, state):
     assert swept(api, run)[0] is None
     assert server.alive == []
     record = run.state.records["inv-1"]
-    assert (record.id, record.state, record.how) == (session_id, "ended", "sweep")
+    assert (record.id, record.state, record.ended_by) == (session_id, "ended", "sweep")
 
 
 def test_a_lost_creation_that_turns_up_late_is_found(server, api, run):
@@ -216,7 +212,7 @@ def test_a_session_that_the_record_does_not_know_is_ended(server, api, run):
 def test_a_list_that_fails_is_the_problem_that_is_told(server, api, run):
     opened(server, api, run, "inv-1")
     server.fail_always("GET", fs.status(403))
-    problem = adopt_listed(api, run, "r1", how="sweep", deadline=time.monotonic() + 5)
+    problem = reconcile_with_api(api, run, "r1", SweepPolicy(), everything, deadline=time.monotonic() + 5)
     assert problem.status == 403
     assert swept(api, run)[0].status == 403
     assert server.alive == []
@@ -233,9 +229,46 @@ def test_sessions_of_workers_elsewhere_are_found_by_the_runs_tag(server, api, ru
     server.add(*tags("inv-1"))
     assert swept(api, run)[0] is None
     assert (len(server.alive), server.requests) == (1, [])
-    assert swept(api, run, elsewhere=True)[0] is None
+    assert swept(api, run, looks=True)[0] is None
     assert server.alive == []
-    assert run.state.records["inv-1"].how == "sweep"
+    assert run.state.records["inv-1"].ended_by == "sweep"
+
+
+def test_a_last_look_finds_what_the_api_made_twice(server, api, run):
+    opened(server, api, run, "inv-1")
+    assert swept(api, run)[0] is None
+    twin = server.add(*tags("inv-1"))
+    server.requests.clear()
+    assert swept(api, run)[0] is None
+    assert server.requests == []  # all that is on record is over
+    assert swept(api, run, looks=True, adopts=False)[0] is None
+    assert server.alive == []
+    assert [record.id for record in run.state.records.values()][1] == twin
+    assert server.requests[0][0] == "GET"
+    assert server.count("DELETE") == 1
+
+
+def test_a_last_look_that_finds_nothing_is_one_request(server, api, run):
+    opened(server, api, run, "inv-1")
+    assert swept(api, run)[0] is None
+    server.requests.clear()
+    assert swept(api, run, looks=True)[0] is None
+    assert server.requests == [("GET", "/v1/sessions/all/status")]
+
+
+def test_a_last_look_that_fails_is_the_problem_that_is_told(server, api, run):
+    server.fail_always("GET", fs.status(403))
+    assert swept(api, run, looks=True)[0].status == 403
+
+
+def test_what_no_record_knows_is_left_to_who_adopts(server, api, run):
+    lost(server, api, run, "inv-1")
+    elsewhere = server.add(*tags("inv-2"))
+    assert swept(api, run, adopts=False)[0] is None
+    assert server.alive == [elsewhere]
+    assert list(run.state.records) == ["inv-1"]
+    assert swept(api, run, adopts=False, looks=True)[0] is None
+    assert server.alive == [elsewhere]
 
 
 # ending
@@ -245,11 +278,11 @@ def test_only_those_that_failed_are_returned(server, api, run):
     bad, _good = opened(server, api, run, "inv-1"), opened(server, api, run, "inv-2")
     server.fail_always("DELETE", fs.on(bad, fs.status(403)))
     records = list(run.read().records.values())
-    failures = end_sessions(api, run, records, how="teardown", deadline=time.monotonic() + 5)
+    failures = end_sessions(api, run, records, policy=SweepPolicy("teardown"), deadline=time.monotonic() + 5)
     assert list(failures) == ["inv-1"]
     assert server.alive == [bad]
-    assert run.read().records["inv-2"].how == "teardown"
-    assert end_sessions(api, run, [], how="teardown", deadline=time.monotonic() + 5) == {}
+    assert run.read().records["inv-2"].ended_by == "teardown"
+    assert end_sessions(api, run, [], policy=SweepPolicy("teardown"), deadline=time.monotonic() + 5) == {}
 
 
 def test_past_the_deadline_the_caller_is_not_held(server, api, run):
@@ -257,7 +290,9 @@ def test_past_the_deadline_the_caller_is_not_held(server, api, run):
         opened(server, api, run, f"inv-{n}")
     server.fail_always("DELETE", fs.silent)
     before = time.monotonic()
-    failures = end_sessions(api, run, run.read().records.values(), how="teardown", deadline=before + 0.2)
+    failures = end_sessions(
+        api, run, run.read().records.values(), policy=SweepPolicy("teardown"), deadline=before + 0.2
+    )
     assert time.monotonic() - before < 8
     assert len(failures) == 3
     assert {error.message for error in failures.values()} <= {sweep._TOO_LATE, "no answer in time"}
@@ -268,7 +303,7 @@ def test_what_the_disk_does_not_take_is_known_in_memory(server, api, run):
     record = run.read().records["inv-1"]
     (run.folder / "journal.jsonl").unlink()
     (run.folder / "journal.jsonl").mkdir()
-    assert end_sessions(api, run, [record], how="test", deadline=time.monotonic() + 5) == {}
+    assert end_sessions(api, run, [record], policy=SweepPolicy("test"), deadline=time.monotonic() + 5) == {}
     assert record.state == "ended"
     assert server.alive == []
 
@@ -278,8 +313,8 @@ def test_one_is_ended_without_a_thread(server, api, run):
     record = run.read().records["inv-1"]
     server.fail("DELETE", fs.status(403))
     deadline = time.monotonic() + 5
-    assert end_session(api, run, record, how="test", deadline=deadline).status == 403
-    assert end_session(api, run, record, how="test", deadline=deadline) is None
+    assert end_session(api, run, record, ended_by="test", deadline=deadline).status == 403
+    assert end_session(api, run, record, ended_by="test", deadline=deadline) is None
     assert (server.alive, record.state, states(run)) == ([], "ended", {"inv-1": "ended"})
 
 
@@ -287,56 +322,82 @@ def test_what_ran_in_a_local_backend_that_is_gone_is_over(server, api, run):
     opened(server, api, run, "inv-1")
     lost(server, api, run, "inv-2")
     opened(server, api, run, "inv-3")
-    run.append("ended", "inv-3", how="test", already=False, note="")
-    write_off(run)
+    run.append("ended", "inv-3", ended_by="test", already=False, note="")
+    mark_all_ended(run)
     assert states(run) == {"inv-1": "ended", "inv-2": "refused", "inv-3": "ended"}
     assert run.state.settled
-    assert run.state.records["inv-3"].how == "test"
+    assert run.state.records["inv-3"].ended_by == "test"
     assert server.requests == []
 
 
-# a dead owner
+def test_what_a_local_backend_was_creating_when_it_went_never_came_to_be(server, api, run):
+    opened(server, api, run, "inv-1")
+    lost(server, api, run, "inv-2")
+    intend(run, "inv-3")
+    mark_lost_refused(run)
+    assert states(run) == {"inv-1": "open", "inv-2": "refused", "inv-3": "refused"}
+    assert server.requests == []
 
 
-JOIN = """
-import sys
-from pathlib import Path
-from pytest_anchor.registry import Run
-run = Run(Path(sys.argv[1]), "gw0")
-run.join()
-print("joined", flush=True)
-sys.stdin.read()
-"""
+# a part of a run
 
 
-def test_a_killed_owners_sessions_are_ended_and_a_living_ones_are_not(server, api, run):
+def of_gw0(record):
+    return record.owner == "gw0"
+
+
+def test_a_sweep_of_some_sessions_ends_no_others(server, api, run):
     dead, mine = opened(server, api, run, "inv-1", owner="gw0"), opened(server, api, run, "inv-2")
-    with script(JOIN, run.folder) as worker:
-        assert read_line(worker) == "joined\n"
-        looks = iter([True, True, False])  # the run ends before its worker does
-        sweep_owner(api, run, "r1", "gw0", goes_on=lambda: next(looks))
-        assert server.alive == [dead, mine]
-        worker.send_signal(signal.SIGKILL)
-        worker.wait(10)
-    sweep_owner(api, run, "r1", "gw0", goes_on=lambda: True)
+    assert swept(api, run, selects=of_gw0, adopts=False)[0] is None
     assert server.alive == [mine]
-    assert run.read().records["inv-1"].how == "sweep"
+    assert run.read().records["inv-1"].ended_by == "sweep"
+    assert server.requests == [("DELETE", f"/v1/sessions/{dead}")]  # its list would tell nothing
+    assert swept(api, run, selects=of_gw0, adopts=False)[0] is None
+    assert len(server.requests) == 1
 
 
-def test_what_a_dead_owner_was_creating_is_found_and_what_a_living_one_is_creating_is_not(server, api, run):
+def test_what_a_dead_process_was_creating_is_found_and_what_a_living_one_is_creating_is_not(server, api, run):
     intend(run, "inv-1", owner="gw0")
     intend(run, "inv-2")
     server.add(*tags("inv-1"))
-    under_way = server.add(*tags("inv-2"))
-    sweep_owner(api, run, "r1", "gw0", goes_on=lambda: True)
-    assert server.alive == [under_way]
+    under_way, unknown = server.add(*tags("inv-2")), server.add(*tags("inv-3"))
+    assert swept(api, run, selects=of_gw0, adopts=False)[0] is None
+    assert server.alive == [under_way, unknown]
     assert states(run) == {"inv-1": "ended", "inv-2": "pending"}
+
+
+def test_a_sweep_that_is_not_to_go_on_begins_no_round(server, api, run):
+    opened(server, api, run, "inv-1")
+    observer = Observer(iter([False]))
+    assert swept(api, run, observer=observer)[0] is None
+    assert (server.requests, observer.rounds) == ([], 0)
+
+
+def test_a_sweep_that_is_not_to_go_on_reads_no_list(server, api, run):
+    opened(server, api, run, "inv-1")
+    lost(server, api, run, "inv-2")
+    looks = [True, False]
+    observer = Observer(iter([*looks, *[False] * 9]))
+    swept(api, run, observer=observer)
+    assert (server.count("DELETE"), server.count("GET")) == (1, 0)
+
+
+def test_a_pause_is_over_when_the_sweep_is_not_to_go_on(server, api, run):
+    opened(server, api, run, "inv-1")
+    server.fail_always("DELETE", fs.status(500))
+    until = time.monotonic() + 0.5
+
+    class Soon(Observer):
+        def should_continue(self):
+            return time.monotonic() < until
+
+    assert swept(api, run, timeout=60, pauses=(50.0,), observer=Soon())[1] < 10
 
 
 def test_the_api_may_be_gone(run, quick):
     api = AnchorAPI("http://127.0.0.1:1", KEY)
     intend_with(api, run, "inv-1")
-    run.append("created", "inv-1", id="abc", seal=api.seal("inv-1", "abc"))
+    run.append("created", "inv-1", id="abc", signature=api.sign("inv-1", "abc"))
     problem, took = swept(api, run, timeout=0.5)
     assert problem is not None
     assert took < 3
@@ -372,6 +433,7 @@ def test_a_record_that_was_edited_has_nothing_ended(server, api, run):
     mine, theirs = opened(server, api, run, "inv-1"), server.add("theirs")
     journal = run.folder / "journal.jsonl"
     journal.write_text(journal.read_text().replace(mine, theirs))
+    run = Run(run.folder)  # as the next run finds it
     assert swept(api, run, timeout=20)[1] < 8
     assert theirs in server.alive
     assert server.count("DELETE", f"/v1/sessions/{theirs}") == 0
@@ -381,19 +443,19 @@ def test_a_record_that_was_edited_has_nothing_ended(server, api, run):
 
 
 @pytest.mark.parametrize(
-    ("nonce", "sealed"),
+    ("nonce", "signed"),
     [
-        ("other-1", ("other-1", "{id}")),  # another run's creation, and its true seal
+        ("other-1", ("other-1", "{id}")),  # another run's creation, and its true signature
         ("inv-1", ("inv-2", "{id}")),
         ("inv-1", ("inv-1", "another-id")),
         ("inv-1", ()),
         ("inv", ("inv", "{id}")),
     ],
 )
-def test_a_seal_is_for_one_id_of_one_creation_of_this_run(server, api, run, nonce, sealed):
+def test_a_seal_is_for_one_id_of_one_creation_of_this_run(server, api, run, nonce, signed):
     theirs = server.add("theirs")
     intend_with(api, run, nonce)
-    run.append("created", nonce, id=theirs, seal=api.seal(*(word.format(id=theirs) for word in sealed)))
+    run.append("created", nonce, id=theirs, signature=api.sign(*(word.format(id=theirs) for word in signed)))
     swept(api, run)
     assert server.alive == [theirs]
     assert server.count("DELETE") == 0
@@ -405,229 +467,20 @@ def test_a_session_is_ended_only_with_its_key_and_where_it_was_created(server, a
     server.keys.add("another-key")
     wrong = AnchorAPI(*((server.url, "another-key") if other == "key" else (f"{server.url}/", KEY)))
     (failure,) = end_sessions(
-        wrong, run, run.read().records.values(), how="sweep", deadline=time.monotonic() + 5
+        wrong, run, run.read().records.values(), policy=SweepPolicy("sweep"), deadline=time.monotonic() + 5
     ).values()
     assert "created with another key or base URL" in failure.message
     assert server.requests == []
     assert server.alive == [created]
 
 
-@pytest.mark.parametrize("seal", ["", "x" * 10_000, "é", "\ud800", 7, ["s"], None])
-def test_a_strange_seal_is_no_seal(server, api, run, seal):
+@pytest.mark.parametrize("signature", ["", "x" * 10_000, "é", "\ud800", 7, ["s"], None])
+def test_a_strange_seal_is_no_seal(server, api, run, signature):
     good, theirs = opened(server, api, run, "inv-1"), server.add("theirs")
     intend_with(api, run, "inv-2")
-    run.append("created", "inv-2", id=theirs, seal=seal)
+    run.append("created", "inv-2", id=theirs, signature=signature)
     assert swept(api, run, timeout=20, grace=0.0)[1] < 8
     assert server.alive == [theirs]
     assert server.count("DELETE") == server.count("DELETE", f"/v1/sessions/{good}") == 1
-    assert run.state.unreadable == (0 if isinstance(seal, str) and seal.isascii() else 1)
+    assert run.state.unreadable == (0 if isinstance(signature, str) and signature.isascii() else 1)
     assert not run.state.settled
-
-
-# a session that hangs, and an API that asks to wait
-
-
-def test_those_that_hang_leave_time_for_the_others(server, api, run):
-    ids = [opened(server, api, run, f"inv-{n}") for n in range(32)]
-    hanging = ids[:12]
-    server.fail_always("DELETE", fs.among(hanging, fs.silent))
-    problem, took = swept(api, run, timeout=3, at_once=4, pauses=(0.1,))
-    assert problem is None  # the list was read while there was time
-    assert took < 8
-    assert set(server.alive) == set(hanging)
-    left = [record for record in run.read().records.values() if record.open]
-    assert {record.id for record in left} == set(hanging)
-    assert {record.error["message"] for record in left} <= {"no answer in time", sweep._TOO_LATE}
-    assert all(record.error["tries"] for record in left)
-
-
-def test_one_that_hangs_leaves_time_for_the_list(server, api, run):
-    hanging = opened(server, api, run, "inv-1")
-    found = lost(server, api, run, "inv-2")
-    server.fail_always("DELETE", fs.on(hanging, fs.silent))
-    swept(api, run, timeout=3)
-    assert server.alive == [hanging]
-    assert not server.sessions[found].alive
-
-
-def test_what_failed_waits_for_what_was_found_since(server, api, run):
-    failed = opened(server, api, run, "inv-1")
-    found = lost(server, api, run, "inv-2")
-    server.fail("DELETE", *[fs.status(500)] * 4)
-    assert swept(api, run, at_once=1, pauses=(0.01,))[0] is None
-    ended = [path.rpartition("/")[2] for method, path in server.requests if method == "DELETE"]
-    assert ended == [*[failed] * 4, found, failed]
-
-
-def test_a_system_without_threads_gets_no_more_time(server, api, run, monkeypatch):
-    start = threading.Thread.start
-
-    def start_or_fail(thread):
-        if thread.name == "pytest-anchor-end":
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", start_or_fail)
-    for n in range(5):
-        opened(server, api, run, f"inv-{n}")
-    assert swept(api, run)[0] is None
-    assert server.alive == []
-    for n in range(5, 45):
-        opened(server, api, run, f"inv-{n}")
-    server.fail_always("DELETE", fs.silent)
-    server.requests.clear()
-    swept(api, run, timeout=1)
-    assert server.count("DELETE") <= 3  # each of them for half a second
-    assert len(server.alive) == 40
-
-
-def test_nothing_more_is_ended_once_it_is_interrupted(server, api, run):
-    for n in range(40):
-        opened(server, api, run, f"inv-{n}")
-    records = list(run.read().records.values())
-    server.fail_always("DELETE", fs.slow(0.05))
-
-    def interrupt(_done, _total):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        sweep.end_sessions(
-            api, run, records, how="sweep", deadline=time.monotonic() + 20, progress=interrupt, at_once=2
-        )
-    begun = server.count("DELETE")
-    time.sleep(0.4)
-    assert server.count("DELETE") <= begun + 2
-
-
-def test_a_list_that_hangs_leaves_time_for_another_try(server, api, run):
-    opened(server, api, run, "inv-1")
-    server.fail_always("GET", fs.silent)
-    server.fail("DELETE", fs.body(b"", 500), *[fs.status(500)] * 3)
-    swept(api, run, timeout=3, pauses=(0.1,))
-    assert server.alive == []
-
-
-@pytest.mark.parametrize(
-    ("count", "again", "expected"),
-    [
-        (1, False, [10]),
-        (16, False, [10] * 16),
-        (32, False, [5, 10 * 16 / 31]),
-        (1, True, [5]),
-        (16, True, [5] * 16),
-        (32, True, [5, 5]),
-        (40, True, [4, 10 * 16 / 39]),
-        (1600, True, [0.5] * 9),
-    ],
-)
-def test_a_share_of_the_time(api, monkeypatch, count, again, expected):
-    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
-    share = sweep.shares(api, count, 110.0, 16, again=again)
-    assert [share() - 100 for _ in expected] == pytest.approx(expected)
-
-
-def test_an_api_that_is_slow_for_all_gets_the_time_there_is(api, monkeypatch):
-    share = sweep.shares(api, 128, 110.0, 16, again=True)
-    for batch in range(8):
-        now = 100 + batch * 0.9
-        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
-        assert min(share() for _ in range(16)) >= now + 0.9
-
-
-def test_a_share_begins_after_the_pause_and_ends_in_time(api, monkeypatch):
-    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
-    api._here().pause.until = 104.0
-    assert sweep.shares(api, 1, 110.0, 16, again=True)() == 107.0
-    assert sweep.shares(api, 99, 104.2, 16, again=True)() == 104.2
-    assert sweep.shares(api, 1, 103.0, 16)() == 103.0
-
-
-def test_how_many_at_once_is_an_option(server, api, run):
-    for n in range(12):
-        opened(server, api, run, f"inv-{n}")
-    most = []
-
-    def busy(_handler, act):
-        most.append(server.busy)
-        time.sleep(0.05)
-        return act()
-
-    server.fail_always("DELETE", busy)
-    assert swept(api, run, at_once=3)[0] is None
-    assert server.alive == []
-    assert max(most) == 3
-
-
-def test_it_tells_of_each_that_is_over(server, api, run):
-    bad, *_ = [opened(server, api, run, f"inv-{n}") for n in range(3)]
-    server.fail_always("DELETE", fs.on(bad, fs.status(403)))
-    told = []
-    swept(api, run, timeout=2, ended=told.append)
-    assert sorted(told) == ["inv-1", "inv-2"]
-
-
-def test_connections_are_kept_alive(server, api, run):
-    for n in range(80):
-        opened(server, api, run, f"inv-{n}")
-    assert swept(api, run, timeout=60)[0] is None
-    assert server.count("DELETE") == 80
-    assert server.connections <= sweep.AT_ONCE
-
-
-def test_so_are_many(server, api, run, caplog):
-    for n in range(200):
-        opened(server, api, run, f"inv-{n}")
-    together = threading.Barrier(100)
-
-    def end(_handler, act):
-        together.wait(20)
-        return act()
-
-    server.fail_always("DELETE", end)
-    assert swept(api, run, timeout=20, at_once=100)[0] is None
-    assert server.alive == []
-    assert server.connections == 100
-    assert caplog.records == []  # urllib3 says so where it throws a connection away
-
-
-def test_while_the_api_asks_to_wait_nothing_is_sent(server, api, run):
-    for n in range(40):
-        opened(server, api, run, f"inv-{n}")
-    for method in ("DELETE", "GET"):
-        server.fail_always(method, fs.status(429, Retry_After="30"))
-    journal = run.folder / "journal.jsonl"
-    size = len(journal.read_bytes().splitlines())
-    problem, took = swept(api, run, timeout=4)
-    assert len(server.requests) <= sweep.AT_ONCE
-    assert problem.status == 429
-    assert took < 3  # nothing can change any more
-    left = run.read().records.values()
-    assert all(record.open and record.error["status"] == 429 for record in left)
-    assert len(journal.read_bytes().splitlines()) <= size + 40
-
-
-def test_what_is_not_sent_during_a_pause_is_written_down_once(server, api, run):
-    for n in range(3):
-        opened(server, api, run, f"inv-{n}")
-    records = list(run.read().records.values())
-    api._here().pause.extend(30)
-    journal = run.folder / "journal.jsonl"
-    sizes = []
-    for _ in range(3):
-        failures = end_sessions(api, run, records, how="sweep", deadline=time.monotonic() + 5)
-        assert [(error.status, error.tries) for error in failures.values()] == [(429, 0)] * 3
-        sizes.append(len(journal.read_bytes().splitlines()))
-    assert sizes == [sizes[0]] * 3
-    assert server.requests == []
-
-
-def test_after_the_pause_a_sweep_goes_on(server, api, run):
-    for n in range(40):
-        opened(server, api, run, f"inv-{n}")
-    server.fail_always("DELETE", fs.for_a_while(1.0, fs.status(429, Retry_After="1")))
-    assert swept(api, run, timeout=20)[0] is None
-    assert server.alive == []
-    times = [when for when, (method, _) in zip(server.times, server.requests, strict=True) if method == "DELETE"]
-    gap = max(later - earlier for earlier, later in pairwise(times))
-    assert gap >= 0.7
-    assert len(times) <= 40 + 2 * sweep.AT_ONCE

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..locks import hold, wait_for_owners
+from ..registry.locks import hold, wait_until_over
 from ..settings import CHROMIUM_VARIABLE
 from .errors import ChromiumError
 from .launch import ALIVE
@@ -60,7 +60,7 @@ def _watch(options: argparse.Namespace) -> Callable[[], None] | None:
     """Return what blocks until nobody is left who needs the backend; ``None`` to stay."""
     if options.watch_run:
         hold(options.watch_run / ALIVE)  # for as long as this process lives
-        return lambda: wait_for_owners(options.watch_run)
+        return lambda: wait_until_over(options.watch_run)
     return None if options.keep else _wait_for_parent
 
 

@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from .. import detached
 from ..errors import AnchorConfigError
-from ..locks import is_held, read_small
+from ..registry.locks import is_held, read_small
 from ..settings import BASE_URL_VARIABLE
 
 START_TIMEOUT = 20.0  # seconds until it listens
@@ -53,7 +53,7 @@ def _start(folder: Path, key: str, chromium: str) -> str:
         # It works in another folder; a bare name is looked for on PATH.
         arguments += ["--chromium", str(Path(chromium).absolute()) if os.sep in chromium else chromium]
     try:
-        line = detached.start(arguments, key, folder / "local.log", timeout=START_TIMEOUT)
+        line = detached.spawn_helper(arguments, key, folder / "local.log", timeout=START_TIMEOUT)
     except detached.StartError as error:
         raise AnchorConfigError(f"the local backend did not start: {error}") from None
     name, _, base_url = line.partition("=")

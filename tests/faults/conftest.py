@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fault_server import FaultServer
 from real_runs import Suite
+
+from pytest_anchor.cleanup.recovery import Recovery, recover_all
+from pytest_anchor.cleanup.sweep import SweepPolicy
+from pytest_anchor.settings import Settings
 
 TABLE = Path(__file__).parents[2] / "docs" / "faults.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
@@ -26,6 +30,26 @@ def suite(tmp_path: Path, server: FaultServer, request: pytest.FixtureRequest) -
     suite = Suite(tmp_path, server, request)
     yield suite
     suite.kill_leftovers()
+
+
+@pytest.fixture
+def here(server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which the command line finds its key, base URL and registry."""
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def next_run(here: Path, settings: Settings, quick: None) -> Callable[..., list[Recovery]]:
+    """Recover as the next run in this folder does, without its pauses."""
+
+    def next_run(**changes: object) -> list[Recovery]:
+        theirs = settings._replace(folder=here / ".pytest_anchor" / "next", **changes)
+        return list(recover_all(theirs, SweepPolicy("recovery", (0.01,), 0.0, adopts=True)))
+
+    return next_run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from pytest_anchor import limits
 from pytest_anchor.api import AnchorAPI
-from pytest_anchor.registry import Run
-from pytest_anchor.session import Owner
+from pytest_anchor.broker.owner import Owner, Request
+from pytest_anchor.budget import limits
+from pytest_anchor.registry.journal import Run
 from pytest_anchor.settings import Settings, key_from_environment
 
 TRACED: dict[CodeType, str] = {
@@ -28,8 +28,8 @@ TRACED: dict[CodeType, str] = {
         Owner.create,
         Owner._create_in_turn,
         Owner._create,
-        limits.Waiting.begin,
-        limits.Limits.look,
+        limits.Admission.begin,
+        limits.Limits.try_admit,
         limits._write,
         limits.Limits._begin,
         Run.append,
@@ -48,8 +48,10 @@ TRACED: dict[CodeType, str] = {
 def create(values: dict[str, Any], number: int, said: int) -> None:
     """Create a session in a run of its own, and be killed before the line *number*."""
     folder = Path(values["folder"]) / f"run{number:04}"
-    owner = Owner(Settings(**{**values, "folder": folder, "run_id": folder.name, "api_key": key_from_environment()}))
-    owner.open()
+    settings = Settings(**{**values, "folder": folder, "run_id": folder.name})
+    run = Run(folder)
+    run.join()
+    owner = Owner("main", settings, run, AnchorAPI(settings.base_url, key_from_environment()), 100)
     lines = itertools.count()
 
     def trace(frame: FrameType, event: str, _argument: object) -> Any:
@@ -61,7 +63,7 @@ def create(values: dict[str, Any], number: int, said: int) -> None:
         return trace
 
     sys.settrace(trace)
-    owner.create({}, f"line {number}")
+    owner.create({}, Request(f"line {number}"))
     os._exit(0)
 
 

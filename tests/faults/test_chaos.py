@@ -20,11 +20,11 @@ from processes import children
 from real_runs import DEADLINE, Suite, until
 from side_by_side import side_by_side, starting
 
-from pytest_anchor.locks import has_owners
+from pytest_anchor.registry.locks import is_live
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
-RUNS = int(os.environ.get("CHAOS_RUNS", "20"))
+RUNS = int(os.environ.get("CHAOS_RUNS", "10"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 AT_ONCE = 5
 QUIET_WITHIN = 90.0  # seconds
@@ -136,7 +136,7 @@ def run_case(seed: int, parent: Path) -> None:
             if planned:
                 attack(random, suite, process, planned)
             until(lambda: process.poll() is not None, DEADLINE)
-            until(lambda: not any(map(has_owners, suite.runs)), DEADLINE)
+            until(lambda: not any(map(is_live, suite.runs)), DEADLINE)
             check(suite, process, planned)
         finally:
             suite.kill_leftovers()

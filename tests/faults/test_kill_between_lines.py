@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from fault_server import KEY, FaultServer
-from real_runs import environment, processes_in, until
+from real_runs import environment
 
 from pytest_anchor.api import AnchorAPI
-from pytest_anchor.recover import recover
-from pytest_anchor.registry import Run
+from pytest_anchor.broker import broker as broker_module
+from pytest_anchor.broker.broker import Broker
+from pytest_anchor.broker.processes import Process
+from pytest_anchor.cleanup.recovery import recover
+from pytest_anchor.cleanup.sweep import SweepPolicy, sweep_run
+from pytest_anchor.registry.journal import Run
 from pytest_anchor.settings import Settings
-from pytest_anchor.sweep import sweep_run
 from pytest_anchor.tags import run_tag
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
 SCRIPT = Path(__file__).with_name("dies_at_a_line.py")
+NO_PROCESS = 2**22 + 1  # a pid beyond what Linux gives
 GRACE = 0.3  # seconds in which a creation that was never sent may still turn up
-STEP = 10  # lines
 
 
 def die(settings: Settings, *numbers: int) -> list[tuple[int, str]]:
@@ -54,12 +57,33 @@ def sessions_of(server: FaultServer, run: Run) -> list[str]:
 
 def sweep(api: AnchorAPI, run: Run) -> None:
     """What the reaper does."""
-    assert sweep_run(api, run, run.folder.name, how="reaper", timeout=10.0, pauses=(0.1,), grace=GRACE) is None
+    assert sweep_run(api, run, run.folder.name, SweepPolicy("reaper", (0.1,), GRACE), timeout=10.0) is None
 
 
 def recovery(api: AnchorAPI, run: Run) -> None:
     """What the next run does."""
-    recover(run, lambda: api, timeout=10.0, pauses=(0.1,), grace=GRACE)
+    recover(run, lambda: api, SweepPolicy("recovery", (0.1,), GRACE), timeout=10.0)
+
+
+def takeover(api: AnchorAPI, run: Run) -> None:
+    """What the next broker of the same run does, with no process of the run alive any more."""
+    settings = Settings(
+        run_id=run.folder.name,
+        folder=run.folder,
+        owner="main",
+        base_url=api.base_url,
+        api_key=KEY,
+        local=False,
+        chromium="",
+        on_leak="fail",
+        sweep_timeout=10.0,
+        reaper=True,
+    )
+    over = threading.Event()
+    broker = Broker(settings, over.set)
+    broker.start(Process("main", NO_PROCESS))
+    assert over.wait(30)
+    broker.close()
 
 
 @pytest.fixture
@@ -67,20 +91,24 @@ def registry(settings: Settings) -> Settings:
     return settings._replace(folder=settings.folder.parent)
 
 
-@pytest.mark.parametrize("clean_up", [sweep, recovery])
-def test_a_kill_before_any_line_loses_nothing(server: FaultServer, api: AnchorAPI, registry: Settings, clean_up):
+@pytest.mark.parametrize("clean_up", [sweep, recovery, takeover])
+def test_a_kill_before_any_line_loses_nothing(
+    server: FaultServer, api: AnchorAPI, registry: Settings, monkeypatch: pytest.MonkeyPatch, clean_up
+):
+    monkeypatch.setattr(broker_module, "KILLED_GRACE", GRACE)
+    monkeypatch.setattr(broker_module, "LONG_PAUSES", (0.1,))
     server.cap = 100_000
     stranger = server.add("pytest-anchor", "pytest-anchor:run=another")
     lines = die(registry)
     time.sleep(GRACE)  # what was sent has arrived
-    runs = {number: Run(registry.folder / f"run{number:04}", "test") for number, _ in lines}
+    runs = {number: Run(registry.folder / f"run{number:04}") for number, _ in lines}
     with_session = [number for number, run in runs.items() if sessions_of(server, run)]
     assert len(server.alive) == len(with_session) + 2  # the one that did not die, and the stranger
     names = {line.split()[0] for _, line in lines}
     assert {
         "Owner.create",
         "Owner._create",
-        "Limits.look",
+        "Limits.try_admit",
         "_write",
         "Run.append",
         "Run._write",
@@ -91,7 +119,7 @@ def test_a_kill_before_any_line_loses_nothing(server: FaultServer, api: AnchorAP
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda run: clean_up(api, run), runs.values()))
 
-    (survivor,) = sessions_of(server, Run(registry.folder / f"run{len(lines):04}", "test"))
+    (survivor,) = sessions_of(server, Run(registry.folder / f"run{len(lines):04}"))
     assert set(server.alive) == {stranger, survivor}
     for number, line in lines:
         state = runs[number].read()
@@ -103,29 +131,3 @@ def test_a_kill_before_any_line_loses_nothing(server: FaultServer, api: AnchorAP
         assert not state.unreadable, line
     # Both kinds were met: killed too early for a session, and too late for a record of it.
     assert 10 < len(with_session) < len(lines) - 10
-
-
-def test_the_reaper_ends_what_such_a_process_created(server: FaultServer, registry: Settings):
-    def with_session(*numbers: int) -> list[int]:
-        lines = die(registry, *numbers)
-        return [n for n, _ in lines if sessions_of(server, Run(registry.folder / f"run{n:04}", "test"))]
-
-    # Not before every line, which takes long: before some, and then before those that precede the first with a session.
-    seen = with_session(*range(0, 10_000, STEP))
-    seen = with_session(*range(seen[0] - STEP + 1, seen[0])) + seen
-    chosen = [seen[0], seen[len(seen) // 2], seen[-1]]
-    watched = registry._replace(folder=registry.folder.parent / "watched", reaper=True)
-    server.sessions.clear()
-
-    died = time.monotonic()
-    try:
-        assert [number for number, _ in die(watched, *chosen)] == chosen
-        until(lambda: len(server.sessions) == len(chosen) and not server.alive)
-        until(lambda: not processes_in(watched.folder))
-    finally:
-        for pid in processes_in(watched.folder):
-            os.kill(pid, signal.SIGKILL)
-    assert time.monotonic() - died < 10.0
-    for number in chosen:
-        (record,) = Run(watched.folder / f"run{number:04}", "test").read().records.values()
-        assert (record.state, record.how) == ("ended", "reaper")

@@ -135,7 +135,7 @@ def test_an_interrupt_while_tests_wait_leaves_nothing_behind(suite: Suite, serve
     run = suite.finish(process)
     assert run.status == 2
     assert time.monotonic() - start < 20
-    assert not waiting()
+    until(lambda: not waiting())
     assert not run.recorded
 
 

@@ -96,7 +96,7 @@ from pathlib import Path
 
 def test_a(anchor_session):
     anchor_session()
-    assert list(Path(".pytest_anchor").glob("*/gw0.owner")), "this worker's registry is not here"
+    assert list(Path(".pytest_anchor").glob("*/gw0.*.pid")), "this worker's registry is not here"
 """
 
 
@@ -143,7 +143,7 @@ def kill_reaper():
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it is gone
             line = (process / "cmdline").read_bytes()
-            if b"pytest_anchor.reaper" in line and os.getcwd().encode() in line:
+            if b"pytest_anchor.broker" in line and os.getcwd().encode() in line:
                 os.kill(int(process.name), signal.SIGKILL)
 
 def test_a(anchor_session):

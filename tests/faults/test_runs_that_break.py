@@ -12,7 +12,7 @@ from collections.abc import Callable
 import fault_server as faults
 import pytest
 from fault_server import FaultServer
-from real_runs import Run, Suite, environment, until
+from real_runs import FIND_BROKER, Run, Suite, environment, until
 
 pytestmark = pytest.mark.slow
 
@@ -52,11 +52,12 @@ def test_dies(anchor_session, module_anchor_session):
     anchor_session()
     module_anchor_session()
     until(lambda: len(alive() - STRANGERS) == 3)  # the other test's own, too
+    open("dying", "w").close()
     {death}
 
 def test_sees_them_go(anchor_session):
     mine = anchor_session()
-    until(lambda: len(alive() - STRANGERS) == 3)
+    until(lambda: os.path.exists("dying"))
     until(lambda: alive() - STRANGERS == {{mine.id}})
 """
 
@@ -154,7 +155,9 @@ def test_no_key(suite: Suite):
     assert not suite.registry.exists()
 
 
-NO_SPACE = """
+NO_SPACE = (
+    FIND_BROKER
+    + """
 import resource
 import pytest
 from pytest_anchor import AnchorRegistryError
@@ -163,15 +166,16 @@ def test_a(anchor_session, request):
     anchor_session().end()
     (journal,) = request.config.rootpath.glob(".pytest_anchor/*/journal.jsonl")
     intent = len(journal.read_bytes().splitlines()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size + ROOM, hard))
+    infinity, broker = resource.RLIM_INFINITY, find_broker()
+    resource.prlimit(broker, resource.RLIMIT_FSIZE, (journal.stat().st_size + ROOM, infinity))
     try:
         with pytest.raises(AnchorRegistryError, match="--anchor-registry DIR"):
             anchor_session()
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        resource.prlimit(broker, resource.RLIMIT_FSIZE, (infinity, infinity))
     anchor_session()  # there is room again
 """
+)
 
 
 @pytest.mark.parametrize(("room", "creations"), [("10", 2), ("intent + 10", 3)], ids=["for-no-intent", "for-no-id"])

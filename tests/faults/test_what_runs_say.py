@@ -126,6 +126,7 @@ def test_the_key_is_never_seen(suite: Suite, workers: int):
     # One worker of two gets all of it, so that the creations meet their faults in order.
     dist = ["--dist=loadfile"] if workers else []
     show = ["-vv", "-l", "--tb=long", "-rA", "--junitxml=report.xml", "-o", "junit_family=xunit1"]
+    show += ["--anchor-create-retries=0"]
     run = suite.run_here(*show, SHORT, *dist, workers=workers)
     assert run.outcomes == {"failed": 5, "skipped": 1, "error": 1}
     assert "no such key: ***" in run.section

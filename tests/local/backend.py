@@ -35,7 +35,7 @@ class Backend:
 
     def __init__(self, *arguments: str, prefix: tuple[str, ...] = (), stdin: str = "", **environ: str) -> None:
         # Short, for Chromium's socket; its own, so that what is left of this backend can be counted.
-        self.temp = Path(tempfile.mkdtemp(prefix="pal-"))
+        self.temp = Path(tempfile.mkdtemp(prefix="pal-", dir="/tmp"))
         command = [*prefix, sys.executable, "-m", "pytest_anchor", "local", *arguments]
         self.process = subprocess.Popen(
             command,

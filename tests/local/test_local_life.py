@@ -16,6 +16,8 @@ import requests
 from backend import ROOT, Backend, processes, until
 from processes import PATIENCE, read_line
 
+from pytest_anchor.registry.locks import BROKER_LOCK, note_process
+
 SOON = 2.0  # seconds: the promise
 
 
@@ -104,32 +106,35 @@ def refused(backend: Backend) -> bool:
 
 
 def test_a_run_is_watched(tmp_path: Path):
-    """It goes when no owner's lock is held, whatever its own parent does."""
-    owners = []
-    for name in ("gw0", "gw1"):
-        code = (
-            "import fcntl, sys; f = open(sys.argv[1], 'w'); "
-            "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
-        )
-        owner = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / f"{name}.owner")],
+    """It goes when neither the run's broker lives nor any of its processes, whatever its own parent does."""
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); "
+        "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    )
+    broker, worker = (
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / name)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert read_line(owner) == "held\n"
-        owners.append(owner)
+        for name in (BROKER_LOCK, "unrelated.lock")
+    )
+    for process in (broker, worker):
+        assert read_line(process) == "held\n"
+    note_process(tmp_path, "gw0", worker.pid)
     backend, parent = with_parent("--watch-run", str(tmp_path))
     backend.create()
     parent.kill()
     parent.wait(PATIENCE)
-    owners[0].kill()
+    broker.kill()
+    broker.wait(PATIENCE)
     with pytest.raises(AssertionError, match="still"):
         until(lambda: refused(backend), within=0.5)
-    owners[1].kill()
+    worker.kill()
     until(lambda: not backend.left(), within=SOON)
-    for owner in owners:
-        owner.communicate(timeout=PATIENCE)
+    for process in (broker, worker):
+        process.communicate(timeout=PATIENCE)
     backend.remove()
 
 

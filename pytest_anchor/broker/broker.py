@@ -1,0 +1,526 @@
+"""What the broker of a run does: it knows whose sessions are whose, and what is to be done when a process is over."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ..api import AnchorAPI
+from ..cleanup.recovery import recover_all
+from ..cleanup.sweep import (
+    KILLED_GRACE,
+    LONG_PAUSES,
+    LOST_GRACE,
+    SweepObserver,
+    SweepPolicy,
+    mark_all_ended,
+    mark_lost_refused,
+    sweep_run,
+)
+from ..errors import AnchorAPIError, AnchorError, AnchorRegistryError, printable, redact
+from ..registry.journal import Record, Run, State
+from ..registry.locks import REAPER_LOCK, forget_process, hold, is_run, note_process, open_file, process_names
+from ..reporting.summary import Report, describe, title, why
+from ..settings import check_key
+from .owner import Owner, Session
+from .processes import Process, Processes
+from .waits import Waits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ..cleanup.recovery import Recovery
+    from ..settings import Settings
+
+PLAN_TIMEOUT = 5.0  # seconds for the one question after the plan's cap
+REAPER_BUDGET = 600.0  # seconds that the reaper goes on trying after the run's death
+RUN_LIMIT = 86_400.0  # seconds that a run takes at most
+RECOVERY_TIMEOUT = 5.0  # seconds that the end of a run waits for what earlier runs left
+OWNER_SWEEP_TIMEOUT = 20.0  # seconds that the end of a run waits for the sweeps of workers that are over
+REAPER_LOG = "reaper.log"
+
+
+class Broker:
+    """The sessions of one run on this machine.
+
+    :param leave: called once, when the run is over and nothing of it is open that could still be ended.
+    """
+
+    def __init__(self, settings: Settings, leave: Callable[[], object]) -> None:
+        self.settings = settings
+        self.waits = Waits()
+        self.processes = Processes(self._process_is_gone)
+        self._leave = leave
+        self._lock = threading.RLock()
+        self._sweeping = threading.RLock()  # the last sweep, or the reaper: one after the other
+        self._run: Run | None = None
+        self._api: AnchorAPI | None = None
+        self._cap: int | None = settings.max_sessions
+        self._owners: dict[Process, Owner] = {}
+        self._owner_sweeps: list[threading.Thread] = []
+        self._recovery: threading.Thread | None = None
+        self._recovered: list[Recovery] = []
+        self._over = threading.Event()  # no session is created any more
+        self._looked = False  # whether the API's list was read after that
+
+    # The processes of the run.
+
+    def start(self, starter: Process) -> None:
+        """Watch the run's main process, and the one that has started this; go on where another broker was killed."""
+        with self._sweeping:  # where they die meanwhile, the run ends once its record has been taken over
+            self.processes.add(starter)
+            if self.settings.main_pid:
+                self.processes.add(Process("main", self.settings.main_pid))
+            if is_run(self.settings.folder):
+                self._take_over()
+
+    def _take_over(self) -> None:
+        run = self._join()
+        for name, pid in process_names(run.folder):
+            self.processes.add(Process(name, pid))
+        records = list(run.read().records.values())
+        if not any(record.open or record.unresolved for record in records):
+            return
+        orphans: set[str] = set()
+        for record in records:
+            process = next((one for one in self.processes.living if one.name == record.owner), None)
+            if record.open and process is not None:
+                self.owner(process).sessions[record.nonce] = Session(record, "", "", record.time)
+            elif record.open or record.unresolved:
+                orphans.add(record.nonce)
+        self._sweep_beside(orphans, KILLED_GRACE)
+
+    def add(self, process: Process) -> bool:
+        """Take in that a process has connected.
+
+        :returns: whether it is a part of the run.
+        """
+        with self._lock:
+            if not self.processes.add(process):
+                return False
+            if self._run is not None:
+                self._note(process)
+            return True
+
+    def remove(self, process: Process) -> None:
+        """Take in that a process has said goodbye: what one of its threads asks for afterwards is refused."""
+        if self.processes.remove(process):
+            self._process_is_gone(process)
+
+    def _process_is_gone(self, process: Process) -> None:
+        with self._lock:
+            owner = self._owners.get(process)
+            if self._run is not None:
+                forget_process(self._run.folder, *process)
+        if owner is not None:
+            owner.stop()
+        if not self.processes.living:
+            threading.Thread(target=self._end_run, name="end-of-run", daemon=True).start()
+        elif owner is not None:
+            self._sweep_beside(owner.left, KILLED_GRACE, owner)
+
+    def _note(self, process: Process) -> None:
+        assert self._run is not None
+        with suppress(OSError):  # it is only needed where this broker is killed as well
+            note_process(self._run.folder, *process)
+
+    # The record and the API.
+
+    def _join(self) -> Run:
+        """The run's record, with the broker's lock held.
+
+        :raises AnchorRegistryError: the registry cannot be used.
+        """
+        with self._lock:
+            if self._run is None:
+                run = Run(self.settings.folder)
+                run.join()
+                self._run = run
+                for process in self.processes.living:
+                    self._note(process)
+            return self._run
+
+    def _open(self) -> tuple[Run, AnchorAPI]:
+        """The run's record and the API.
+
+        :raises AnchorConfigError: there is no usable key, or no local backend.
+        :raises AnchorRegistryError: the registry cannot be used.
+        """
+        with self._lock:
+            key = check_key(self.settings.api_key)
+            run = self._join()
+            if self._api is None:
+                base_url = self.settings.base_url
+                if self.settings.local:
+                    from ..local.launch import local_base_url
+
+                    base_url = local_base_url(run.folder, key, self.settings.chromium)
+                self._api = AnchorAPI(base_url, key)
+            if self._cap is None:
+                self._cap = self._api.max_sessions(deadline=time.monotonic() + PLAN_TIMEOUT) or 0
+            return run, self._api
+
+    def owner(self, process: Process) -> Owner:
+        """What the process has created.
+
+        :raises AnchorError: as :meth:`_open`, or the run is over.
+        """
+        with self._lock:
+            if (owner := self._owners.get(process)) is None:
+                run, api = self._open()
+                owner = Owner(
+                    process.name,
+                    self.settings,
+                    run,
+                    api,
+                    self._cap or 0,
+                    lives=self.processes.lives,
+                    look_for=lambda nonce: self._sweep_beside({nonce}, LOST_GRACE, owner),
+                )
+                if self._over.is_set() or process not in self.processes.living:
+                    owner.stop()
+                self._owners[process] = owner
+            return owner
+
+    def known_owner(self, process: Process) -> Owner | None:
+        """What the process has created, if it has asked for a session."""
+        with self._lock:
+            return self._owners.get(process)
+
+    # Ends.
+
+    def end(self, nonces: Iterable[str], *, ended_by: str, timeout: float) -> dict[str, AnchorAPIError]:
+        """End sessions within *timeout* seconds in all, and return those that failed, by their nonces."""
+        failures: dict[str, AnchorAPIError] = {}
+        deadline = time.monotonic() + timeout
+        for owner, mine in self._by_owner(nonces):
+            left = max(deadline - time.monotonic(), 0.0)
+            failures |= owner.end(mine, ended_by=ended_by, timeout=left)
+        return failures
+
+    def end_later(self, nonces: Iterable[str]) -> None:
+        """End sessions in the background; what cannot be ended stays recorded."""
+        for owner, mine in self._by_owner(nonces):
+            owner.end_later([session for nonce in mine if (session := owner.sessions.get(nonce))])
+
+    def _by_owner(self, nonces: Iterable[str]) -> list[tuple[Owner, list[str]]]:
+        nonces = set(nonces)
+        with self._lock:
+            owners = list(self._owners.values())
+        return [(owner, mine) for owner in owners if (mine := [nonce for nonce in nonces if nonce in owner.sessions])]
+
+    def finish_owner(self, process: Process, timeout: float) -> list[dict[str, Any]]:
+        """Create nothing more for a process, and wait for its ends under way.
+
+        :returns: its records, where it keeps a registry of its own, for its controller's.
+        """
+        if (owner := self.known_owner(process)) is None or self._run is None:
+            return []
+        owner.finish(timeout)
+        if not self.settings.own_registry:
+            return []
+        return [vars(record) for record in list(self._run.read().records.values()) if record.owner == process.name]
+
+    def take_records(self, records: list[dict[str, Any]]) -> None:
+        """Take over what a worker with a registry of its own has on record."""
+        run = self._join()
+        for values in records:
+            run.add(Record(**values))
+
+    def _sweep_beside(self, nonces: set[str], grace: float, owner: Owner | None = None) -> None:
+        """End what a process that is over has left, or look for what was lost, while the run goes on."""
+        if not nonces:
+            return
+        run, api = self._open()
+        policy = SweepPolicy("sweep", LONG_PAUSES, grace, self.settings.sweep_at_once)
+
+        def sweep() -> None:
+            with suppress(AnchorError, OSError):  # the last sweep meets the same, and reports it
+                sweep_run(
+                    api,
+                    run,
+                    self.settings.run_id,
+                    policy,
+                    timeout=RUN_LIMIT,
+                    observer=_Beside(self, owner),
+                    selects=lambda record: record.nonce in nonces,
+                )
+
+        thread = threading.Thread(target=sweep, name="sweep-beside", daemon=True)
+        with self._lock:
+            self._owner_sweeps.append(thread)
+        thread.start()
+
+    def release_slots(self, nonce: str) -> None:
+        """Take in that a sweep has ended a session."""
+        with self._lock:
+            owners = list(self._owners.values())
+        for owner in owners:
+            if nonce in owner.sessions:
+                owner.release_slots([nonce])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no session is created any more."""
+        return self._over.is_set()
+
+    # The end of the run.
+
+    def sweep(
+        self,
+        *,
+        has_remote_workers: bool,
+        verbose: bool,
+        progress: Callable[[int, int], object],
+        should_continue: Callable[[], bool],
+    ) -> dict[str, Any]:
+        """End all that is left of the run, and report on it.
+
+        :param has_remote_workers: whether workers with a registry of their own may have left sessions.
+        :param should_continue: whether anybody waits for the report.
+        """
+        with self._sweeping:
+            problem: AnchorError | None = None
+            try:
+                problem = self._end_all(has_remote_workers, _LastSweep(self, progress, should_continue))
+            except AnchorError as error:
+                problem = error
+            except Exception as error:  # noqa: BLE001 - whatever it is, the run fails and says what is open
+                text = redact(f"{type(error).__name__}: {error}", self.settings.api_key or "\0")
+                problem = AnchorError(f"an unexpected error, please report it: {printable(text)}")
+            if self._recovery is not None:
+                self._recovery.join(RECOVERY_TIMEOUT)
+            report = self._make_report(problem)
+            values = report.as_values(verbose=verbose)
+            if self._run is not None and report.settled and problem is None and should_continue():
+                with self._lock:
+                    self._run.leave()
+                    self._run.remove()
+                    self._run = None
+            return values
+
+    def report(self, *, verbose: bool, interrupted: bool) -> dict[str, Any]:
+        """Report on the run as it is, without waiting for anything."""
+        report = self._make_report(None)
+        report.interrupted = interrupted and not report.settled
+        return report.as_values(verbose=verbose)
+
+    def _make_report(self, problem: AnchorError | None) -> Report:
+        state = State()
+        try:
+            if self._run is not None:
+                state = self._run.read()
+        except AnchorError as error:
+            problem = error
+        report = Report(state, self.settings.folder)
+        report.problem = problem
+        report.recovered = list(self._recovered)
+        if self._run is not None and self._reaps:
+            report.log = self._run.folder / REAPER_LOG
+        return report
+
+    @property
+    def _reaps(self) -> bool:
+        return self.settings.reaper and not self.settings.local  # a local backend goes with its run by itself
+
+    def _end_all(self, has_remote_workers: bool, observer: SweepObserver) -> AnchorError | None:  # noqa: FBT001
+        settings = self.settings
+        self._over.set()
+        with self._lock:
+            owners, sweeps = list(self._owners.values()), list(self._owner_sweeps)
+        for owner in owners:
+            owner.stop()
+        if self._run is None and not has_remote_workers:
+            return None
+        deadline = time.monotonic() + settings.sweep_timeout
+        patience = time.monotonic() + min(OWNER_SWEEP_TIMEOUT, settings.sweep_timeout / 2)
+        for owner in owners:
+            owner.finish(max(patience - time.monotonic(), 0.0))
+        for thread in sweeps:
+            thread.join(max(patience - time.monotonic(), 0.0))
+        run = self._join()
+        run.restore()
+        if settings.local:
+            from ..local.launch import is_gone
+
+            if is_gone(run.folder):
+                mark_all_ended(run)
+                return None
+        records = run.read().records.values()
+        if not (has_remote_workers or any(record.state != "refused" for record in records)):
+            return None
+        run, api = self._open()
+        problem = sweep_run(
+            api,
+            run,
+            settings.run_id,
+            SweepPolicy(
+                grace=0.0 if settings.local else LOST_GRACE, at_once=settings.sweep_at_once, looks=True, adopts=True
+            ),
+            timeout=max(deadline - time.monotonic(), settings.sweep_timeout / 2),
+            observer=observer,
+        )
+        self._looked = problem is None
+        if settings.local:  # what it creates too late goes with it
+            mark_lost_refused(run)
+        return problem
+
+    def _end_run(self) -> None:
+        """Reap what is left once no process of the run is, and leave."""
+        with self._sweeping:
+            try:
+                if self._run is not None and self._reaps and not self.processes.living:
+                    self._reap(self._run)
+            except Exception as error:  # noqa: BLE001 - the next run goes on
+                self.log(redact(f"an unexpected error, please report it: {error!r}", self.settings.api_key or "\0"))
+            if not self.processes.living:
+                self._over.set()
+                self._leave()
+
+    def _reap(self, run: Run) -> None:
+        deadline = time.monotonic() + REAPER_BUDGET
+        observer = _Reaper(self, run)
+        state = run.read()
+        created = any(record.state != "refused" for record in state.records.values())
+        if created and not (state.settled and self._looked):
+            run.restore()
+            lock = None
+            with suppress(OSError):  # something odd is in its place: the next run then takes this one for alive
+                lock = hold(run.folder / REAPER_LOCK)
+            try:
+                while not _claim(run):  # the next run, or a command line, is at it
+                    if not observer.should_continue() or time.monotonic() > deadline:
+                        return
+                    time.sleep(1.0)
+                self._reap_claimed(run, observer, deadline)
+            finally:
+                run.release()
+                if lock is not None:
+                    os.close(lock)
+        # The next run reports on a run that was killed; what has had its last sweep, no process will read.
+        if state.settled and (self._looked or self.settings.own_registry) and not self.processes.living:
+            run.remove()
+
+    def _reap_claimed(self, run: Run, observer: _Reaper, deadline: float) -> None:
+        run, api = self._open()
+        self.log(f"no process of the run is left: {describe(run.state)}")
+        listing = sweep_run(
+            api,
+            run,
+            self.settings.run_id,
+            SweepPolicy("reaper", LONG_PAUSES, KILLED_GRACE, looks=True, adopts=not self.settings.own_registry),
+            timeout=deadline - time.monotonic(),
+            observer=observer,
+        )
+        observer.after_round()
+        if listing is not None:
+            self.log(str(listing))
+        if self.processes.living:
+            self.log("the run has a process again")
+        else:
+            self.log("done" if run.state.settled else f"given up, and left to the next run: {describe(run.state)}")
+
+    def log(self, text: str) -> None:
+        """Write down what the reaper does."""
+        assert self._run is not None
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {printable(text)}\n"
+        with suppress(OSError):
+            fd = open_file(self._run.folder / REAPER_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            try:
+                os.write(fd, line.encode("utf-8", "backslashreplace"))
+            finally:
+                os.close(fd)
+
+    def close(self) -> None:
+        """Let go of the registry; what is open stays recorded."""
+        with self._lock:
+            if self._run is not None:
+                self._run.leave()
+
+    # What dead runs left.
+
+    def recover(self) -> None:
+        """End in the background what the dead runs of the registry left."""
+        with self._lock:
+            if self._recovery is None:
+                self._recovery = threading.Thread(target=self._recover_all, name="recovery", daemon=True)
+                self._recovery.start()
+
+    def _recover_all(self) -> None:
+        with suppress(AnchorRegistryError, OSError):
+            for recovered in recover_all(self.settings):
+                self._recovered.append(recovered)
+
+
+def _claim(run: Run) -> bool:
+    """Claim the run, unless another process has; something odd in the lock's place can be held by none."""
+    try:
+        return run.claim()
+    except AnchorRegistryError:
+        return True
+
+
+class _Beside(SweepObserver):
+    """A sweep that goes on while the run does."""
+
+    def __init__(self, broker: Broker, owner: Owner | None) -> None:
+        self._broker = broker
+        self._owner = owner
+
+    def ended(self, nonce: str) -> None:
+        self._broker.release_slots(nonce)
+        if self._owner is not None:
+            self._owner.release_slots([nonce])
+
+    def should_continue(self) -> bool:
+        return not self._broker.is_over
+
+
+class _LastSweep(SweepObserver):
+    """The last sweep of a run, which its controller waits for."""
+
+    def __init__(
+        self, broker: Broker, progress: Callable[[int, int], object], should_continue: Callable[[], bool]
+    ) -> None:
+        self._broker = broker
+        self._progress = progress
+        self._should_continue = should_continue
+
+    def progress(self, done: int, total: int) -> None:
+        self._progress(done, total)
+
+    def ended(self, nonce: str) -> None:
+        self._broker.release_slots(nonce)
+
+    def should_continue(self) -> bool:
+        return self._should_continue()
+
+
+class _Reaper(SweepObserver):
+    """The sweep after the run itself was killed: what it does, it writes down."""
+
+    def __init__(self, broker: Broker, run: Run) -> None:
+        self._broker = broker
+        self._run = run
+        self._logged: dict[str, str] = {}
+
+    def ended(self, nonce: str) -> None:
+        self._broker.release_slots(nonce)
+
+    def should_continue(self) -> bool:
+        return not self._broker.processes.living
+
+    def after_round(self) -> None:
+        for nonce, record in list(self._run.state.records.items()):
+            if record.ended_by == "reaper":
+                text = f"{title(record)}: {'already over' if record.already else 'ended'}"
+            elif (record.open or record.unresolved) and record.error:
+                text = f"{title(record)}: {why(record)}"
+            else:
+                continue
+            if self._logged.get(nonce) != text:
+                self._logged[nonce] = text
+                self._broker.log(text)

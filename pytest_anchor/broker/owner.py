@@ -1,0 +1,340 @@
+"""The sessions of one process of the run: created in turn and on record, given to its tests, ended."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..background import DaemonThreadPool
+from ..budget.limits import Limits
+from ..cleanup.sweep import END_TIMEOUT, SweepPolicy, end_sessions
+from ..configuration import with_tags
+from ..errors import AnchorAPIError, AnchorError, AnchorLostCreateError, AnchorRegistryError, printable
+from ..tags import TAG, new_nonce, new_tag, run_tag
+from .prefetch import Prefetch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from ..api import AnchorAPI
+    from ..configuration import Wanted
+    from ..registry.journal import Record, Run
+    from ..settings import Settings
+
+RETRY_PAUSE = 0.25  # seconds before a creation that failed is tried again; doubled each time
+END_AGAIN = 2.0  # seconds between attempts to end what a teardown could not, while a test waits for its slot
+POLL_INTERVAL = 0.25  # seconds between looks at whether any does
+ENDS_AT_ONCE = 16  # sessions that are ended in the background at the same time
+WORTH_REPORTING = 0.1  # seconds of waiting
+
+
+class CancelledError(AnchorError):
+    """The test process has withdrawn its request, or is gone."""
+
+
+@dataclass(eq=False)
+class Session:
+    """A session that was created, and its record; the URLs contain the key.
+
+    :param created: when the API's answer arrived, in seconds since the epoch.
+    """
+
+    record: Record
+    cdp_url: str = field(repr=False)
+    live_view_url: str = field(repr=False)
+    created: float
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)  # two that end it, end it once
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is confirmed to be over."""
+        return self.record.state == "ended"
+
+
+class Request:
+    """What the process that asks for a session tells about itself, and is told meanwhile.
+
+    :param test: the test that asks.
+    :param is_self_blocked: whether its process can end no session while it waits.
+    """
+
+    def __init__(self, test: str, *, is_self_blocked: bool = False) -> None:
+        self.test = test
+        self.is_self_blocked = is_self_blocked
+
+    def report_wait(self, text: str) -> None:
+        """Take in what it waits for; called again and again."""
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether there is no use in waiting, since the process does not."""
+        return False
+
+
+class Owner:
+    """One process of the run that creates sessions.
+
+    :param name: ``main``, or an xdist worker's ``gw0``, ``gw1``…
+    :param lives: whether the process of the run with a given name lives.
+    :param look_for: starts to look for a creation, by its nonce, whose answer was lost.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        run: Run,
+        api: AnchorAPI,
+        cap: int,
+        *,
+        lives: Callable[[str], bool] = lambda _name: True,
+        look_for: Callable[[str], object] = lambda _nonce: None,
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self._run = run
+        self._api = api
+        self._look_for = look_for
+        self.limits = Limits(
+            run.folder if settings.local else run.folder.parent,
+            run.folder,
+            name,
+            account=api.account,
+            base_url=api.base_url,
+            cap=cap,
+            timeout=settings.create_timeout,
+            lives=lives,
+        )
+        self._lock = threading.RLock()
+        self._prefetch: Prefetch[Session] | None = None
+        self._ends = DaemonThreadPool(ENDS_AT_ONCE, "ends")
+        self._failed_ends: list[Session] = []  # of teardowns
+        self._next_attempt = 0.0  # when those may be tried again, in ``time.monotonic()`` seconds
+        self._retry_thread: threading.Thread | None = None  # of those
+        self.sessions: dict[str, Session] = {}  # that are not known to be over, by nonce
+        self._unconfirmed_creates: set[str] = set()  # nonces
+        self._over = threading.Event()
+
+    def create(self, config: Mapping[str, Any], request: Request) -> Session:
+        """A session for a test, new or created ahead: see :class:`AnchorSessionFactory` for what is raised."""
+        if self._prefetch is not None and (session := self._prefetch.take(config)) is not None:
+            self._give(session, request.test)
+            return session
+        return self._create_in_turn(config, request)
+
+    def _give(self, session: Session, test: str) -> None:
+        record = session.record
+        self.limits.mark_slots([record.nonce], "")
+        record.apply("taken", {"test": test})
+        with suppress(AnchorRegistryError):  # it is recorded, as created for the test before it
+            self._run.append("taken", record.nonce, test=test)
+
+    def _create_in_turn(self, config: Mapping[str, Any], request: Request) -> Session:
+        run = self._run
+        waiting = self.limits.admission(request.test, request.report_wait)
+        deadline = time.monotonic() + self.settings.create_timeout
+        failures = 0
+        nonce = new_nonce(run.folder.name)
+
+        def meanwhile(*, waits_for_slot: bool = False) -> None:
+            if request.is_cancelled or self._over.is_set():
+                raise CancelledError(f"the request for {printable(request.test)} was withdrawn")
+            if waits_for_slot and self._prefetch is not None:
+                self._prefetch.drop_ready()
+
+        try:
+            while True:
+                waiting.begin(nonce, self_blocked=request.is_self_blocked, meanwhile=meanwhile)
+                try:
+                    return self._create(nonce, config, request.test, retried=failures)
+                except AnchorLostCreateError as error:
+                    error.tries = failures = failures + 1
+                    if not self._wait_for_retry(nonce, error, deadline):
+                        raise
+                except AnchorAPIError as error:
+                    if error.limit is None:
+                        raise
+                    waiting.refusal = error.reason
+                    self.limits.record_rate_limited(nonce, waiting.began, error.limit)
+                meanwhile()
+                nonce = new_nonce(run.folder.name)
+        finally:
+            if waiting.seconds >= WORTH_REPORTING:
+                with suppress(AnchorRegistryError):
+                    run.append("waited", nonce, seconds=round(waiting.seconds, 3))
+
+    def _wait_for_retry(self, nonce: str, error: AnchorLostCreateError, deadline: float) -> bool:
+        """Look for what was lost, and wait a moment.
+
+        :returns: whether the creation is to be tried again.
+        """
+        is_redirect = error.status is not None and 300 <= error.status < 400  # it would be one again
+        pause = RETRY_PAUSE * 2 ** (error.tries - 1)
+        if is_redirect or error.tries > self.settings.create_retries or time.monotonic() + pause >= deadline:
+            return False
+        self._look_for(nonce)
+        return not self._over.wait(pause)
+
+    def _create(self, nonce: str, config: Mapping[str, Any], test: str, **marks: Any) -> Session:
+        """Record, create, record: a creation that has its turn."""
+        limits, run, api = self.limits, self._run, self._api
+        try:
+            config = with_tags(config, [TAG, run_tag(self.settings.run_id), new_tag(nonce)])
+            intent = {
+                "owner": self.name,
+                "test": test,
+                "time": time.time(),
+                "base_url": api.base_url,
+                "fingerprint": api.fingerprint,
+                "run_id": self.settings.run_id,
+                "folder_inode": run.folder_inode,
+                **marks,
+            }
+            with self._lock:  # once `finish` has had it, all intents of this process are on record
+                if self._over.is_set():
+                    raise AnchorError(f"no session was created for {printable(test)}: the run is over, and sweeps")
+                run.append("intent", nonce, **intent)
+                self._unconfirmed_creates.add(nonce)
+            try:
+                created = api.create(config)
+            except AnchorLostCreateError as error:
+                run.append("lost", nonce, time=time.time(), error=error.fields())
+                raise
+            except AnchorAPIError:
+                self._unconfirmed_creates.discard(nonce)
+                run.append("refused", nonce)
+                raise
+        except BaseException:
+            # What may live nevertheless is the sweep's; the API's own limit is what others meet then.
+            limits.release_slots([nonce])
+            raise
+        limits.succeeded()
+        signature = api.sign(nonce, created.id)
+        record = run.known(nonce)
+        record.apply("created", {"id": created.id, "signature": signature})
+        session = Session(record, created.cdp_url, created.live_view_url, time.time())
+        with self._lock:
+            self.sessions[nonce] = session
+            self._unconfirmed_creates.discard(nonce)
+        try:
+            run.append("created", nonce, id=created.id, signature=signature)
+        except AnchorRegistryError:
+            self._end([session], "test", END_TIMEOUT)
+            raise
+        return session
+
+    def plan(self, current: Wanted | None, upcoming: Sequence[Wanted]) -> None:
+        """Create ahead what the next tests will ask for.
+
+        :param current: what the test that begins will ask for; ``None`` if it needs nothing more.
+        :param upcoming: what those after it will.
+        """
+        with self._lock:
+            if self._prefetch is None:
+                end, is_crowded = self.end_later, self.limits.is_crowded
+                self._prefetch = Prefetch(
+                    self.settings.prefetch, self._create_ahead, lambda one: end([one]), is_crowded
+                )
+        self._prefetch.plan(current, upcoming)
+
+    def _create_ahead(self, wanted: Wanted) -> Session | None:
+        nonce = new_nonce(self._run.folder.name)
+        began = self.limits.begin_now(nonce)
+        if began is None:
+            return None
+        try:
+            return self._create(nonce, wanted.config, wanted.test, ahead=True)
+        except AnchorAPIError as error:
+            if error.limit is None:
+                raise
+            self.limits.record_rate_limited(nonce, began, error.limit)
+            return None
+
+    def end(self, nonces: Iterable[str], *, ended_by: str, timeout: float) -> dict[str, AnchorAPIError]:
+        """End sessions within *timeout* seconds in all, and return those that failed, by their nonces."""
+        sessions = [session for nonce in nonces if (session := self.sessions.get(nonce))]
+        if len(sessions) != 1:
+            return self._end(sessions, ended_by, timeout) if sessions else {}
+        with sessions[0].lock:
+            return {} if sessions[0].ended else self._end(sessions, ended_by, timeout)
+
+    def _end(self, sessions: list[Session], ended_by: str, timeout: float) -> dict[str, AnchorAPIError]:
+        failures = end_sessions(
+            self._api,
+            self._run,
+            [session.record for session in sessions],
+            policy=SweepPolicy(ended_by),
+            deadline=time.monotonic() + timeout,
+        )
+        self.release_slots([session.record.nonce for session in sessions if session.ended])
+        if failures and ended_by == "teardown" and self.limits.cap:
+            self.limits.mark_slots(failures, "ending")
+            self._retry_later([session for session in sessions if session.record.nonce in failures])
+        return failures
+
+    def release_slots(self, nonces: Sequence[str]) -> None:
+        """Take in that sessions are over: their slots are free."""
+        self.limits.release_slots(nonces)
+        with self._lock:
+            for nonce in nonces:
+                self.sessions.pop(nonce, None)
+
+    def _retry_later(self, failed: list[Session]) -> None:
+        with self._lock:
+            self._failed_ends += failed
+            if self._retry_thread is None:
+                self._retry_thread = threading.Thread(target=self._retry_ends, name="retry-ends", daemon=True)
+                self._retry_thread.start()
+
+    def _retry_ends(self) -> None:
+        """End what a teardown could not, whenever a test waits for a slot."""
+        while not self._over.wait(POLL_INTERVAL):
+            with self._lock:
+                self._failed_ends = [session for session in self._failed_ends if not session.ended]
+                if not self._failed_ends:
+                    self._retry_thread = None
+                    return
+            if time.monotonic() >= self._next_attempt and self.limits.is_crowded():
+                self._next_attempt = time.monotonic() + END_AGAIN
+                with self._lock:
+                    failed, self._failed_ends = self._failed_ends, []
+                self.end_later(failed)
+
+    def end_later(self, sessions: Iterable[Session]) -> None:
+        """End *sessions* in the background; what cannot be ended stays recorded."""
+        sessions = list(sessions)
+        self.limits.mark_slots([session.record.nonce for session in sessions], "ending")
+        for session in sessions:
+            self._ends.submit(partial(self._end_one, session))
+
+    def _end_one(self, session: Session) -> None:
+        with session.lock:  # a test that ends it just now does it once
+            if not session.ended:
+                self._end([session], "teardown", END_TIMEOUT)
+
+    @property
+    def left(self) -> set[str]:
+        """The nonces of what may live."""
+        with self._lock:
+            return self.sessions.keys() | self._unconfirmed_creates
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        with self._lock:
+            self._over.set()
+
+    def finish(self, timeout: float) -> None:
+        """Begin nothing more, end what no test took, and wait for the ends under way; what is left is the sweep's.
+
+        :param timeout: seconds.
+        """
+        deadline = time.monotonic() + timeout
+        self.stop()
+        if self._prefetch is not None:
+            self._prefetch.close(timeout)
+        self._ends.wait(max(deadline - time.monotonic(), 0.0))
+        self._ends.stop()

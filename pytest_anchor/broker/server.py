@@ -1,0 +1,281 @@
+"""Serves the processes of a run: a thread for each connection, a line of JSON for each message."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ..configuration import Wanted
+from ..errors import AnchorError, fields_of, redact
+from .broker import Broker
+from .owner import CancelledError, Request
+from .processes import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..settings import Settings
+    from .owner import Session
+
+NOTE_INTERVAL = 30.0  # seconds between notes on what a process's creations wait for
+
+
+class Server:
+    """Accepts connections until the run is over."""
+
+    def __init__(self, settings: Settings, listener: socket.socket, generation: int) -> None:
+        self._listener = listener
+        self._folder = f"{settings.socket_folder}/{generation}"
+        self._woken, self._waker = socket.socketpair()
+        self._broker = Broker(settings, self._waker.close)
+
+    def serve(self, starter: Process) -> None:
+        """Block until the run is over, and nothing of it is open that could still be ended.
+
+        :param starter: the process that has started this one.
+        """
+        self._broker.start(starter)
+        while True:
+            readable, _, _ = select.select([self._listener, self._woken], [], [])
+            if self._listener in readable:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            if self._woken in readable:
+                break
+        # A process that has connected too late finds the connection closed, and starts another broker.
+        self._listener.close()
+        self._woken.close()
+        self._broker.close()
+        with suppress(OSError):
+            _remove(*os.path.split(self._folder))
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError), Connection(connection) as peer:
+            hello = peer.receive() or {}
+            pid = peer.pid or hello.get("pid")
+            if "owner" not in hello or not isinstance(pid, int):
+                return
+            process = Process(str(hello["owner"]), pid)
+            if not self._broker.add(process):
+                peer.send({"error": fields_of(AnchorError("this process has left the run, which creates no more"))})
+                return
+            peer.send({"ready": True})
+            while (message := peer.receive()) is not None:
+                answer = self._answer(process, peer, message)
+                try:
+                    peer.send(answer)
+                finally:
+                    if message.get("verb") == "create":
+                        self._confirm(process, peer)
+
+    def _answer(self, process: Process, peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return VERBS[message["verb"]](self._broker, process, peer, message)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the process that asked is told
+            fields = fields_of(error)
+            if "message" in fields:
+                fields["message"] = redact(fields["message"], self._broker.settings.api_key or "\0")
+            return {"error": fields}
+
+    def _confirm(self, process: Process, peer: Connection) -> None:
+        """Wait until the process has taken in what was created for it; what it has not, is ended."""
+        session, peer.created = peer.created, None
+        if session is None:
+            return
+        answer = None
+        with suppress(OSError):
+            answer = peer.receive()
+        if answer is None:
+            self._broker.owner(process).end_later([session])
+
+
+def _remove(folder: str, generation: str) -> None:
+    """Remove the folder for sockets, unless another broker has been started meanwhile: it needs those before it."""
+    names = os.listdir(folder)
+    if any(not name.isdecimal() or int(name) > int(generation) for name in names if name != "log"):
+        return
+    for name in names:
+        if name == "log":
+            os.unlink(f"{folder}/{name}")
+        else:
+            os.unlink(f"{folder}/{name}/socket")
+            os.rmdir(f"{folder}/{name}")
+    os.rmdir(folder)
+
+
+class Connection:
+    """One connection of a process of the run."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._file = connection.makefile("rb")
+        self.created: Session | None = None  # what the process has not confirmed yet
+        self.next_note = 0.0  # when one is due on what it waits for, in ``time.monotonic()`` seconds
+        self.pid = _peer_pid(connection)
+
+    def __enter__(self) -> Connection:  # noqa: PYI034 - not made to be inherited from
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next message; ``None`` where the process is gone, has closed the connection, or sends no message."""
+        line = self._file.readline()
+        if not line.endswith(b"\n"):
+            return None
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+        return message if isinstance(message, dict) else None
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Answer, or say something meanwhile.
+
+        :raises OSError: the process is gone.
+        """
+        self._socket.sendall(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the process has closed the connection while it waits for an answer."""
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+
+def _peer_pid(connection: socket.socket) -> int:
+    """The pid of the process at the other end, 0 where the kernel does not tell."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return 0
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", credentials)
+    if uid != os.geteuid():
+        raise OSError("a connection of another user")
+    return int(pid)
+
+
+class _ClientRequest(Request):
+    """A creation that a process waits for."""
+
+    def __init__(self, broker: Broker, process: Process, peer: Connection, message: dict[str, Any]) -> None:
+        super().__init__(message["test"], is_self_blocked=message["is_self_blocked"])
+        self._broker = broker
+        self._process = process
+        self._peer = peer
+
+    def report_wait(self, text: str) -> None:
+        if (now := time.monotonic()) >= self._peer.next_note:
+            self._peer.next_note = now + NOTE_INTERVAL
+            with suppress(OSError):  # it is cancelled, then
+                self._peer.send({"note": text})
+        self._broker.waits.report(self, f"{self.test} [{self._process.name}]{text.removeprefix(self.test)}")
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._peer.is_closed or self._process not in self._broker.processes.living
+
+
+def _create(broker: Broker, process: Process, peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
+    request = _ClientRequest(broker, process, peer, message)
+    owner = broker.owner(process)
+    try:
+        session = owner.create(message["config"], request)
+    finally:
+        broker.waits.remove(request)
+    if request.is_cancelled:
+        owner.end_later([session])
+        raise CancelledError("nobody takes what was created")
+    peer.created = session
+    return {
+        "ack": True,
+        "nonce": session.record.nonce,
+        "id": session.record.id,
+        "cdp_url": session.cdp_url,
+        "live_view_url": session.live_view_url,
+        "created": session.created,
+    }
+
+
+def _end(broker: Broker, _process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
+    failures = broker.end(message["nonces"], ended_by=message["ended_by"], timeout=message["timeout"])
+    return {"failures": {nonce: fields_of(error) for nonce, error in failures.items()}}
+
+
+def _end_later(broker: Broker, _process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
+    broker.end_later(message["nonces"])
+    return {}
+
+
+def _plan(broker: Broker, process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
+    if (owner := broker.known_owner(process)) is not None:  # nothing is created ahead of a test's own first request
+        current, upcoming = message["current"], message["upcoming"]
+        owner.plan(Wanted(*current) if current else None, [Wanted(*wanted) for wanted in upcoming])
+    return {}
+
+
+def _finish(broker: Broker, process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
+    return {"records": broker.finish_owner(process, message["timeout"])}
+
+
+def _take_records(broker: Broker, _process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
+    broker.take_records(message["records"])
+    return {}
+
+
+def _goodbye(broker: Broker, process: Process, _peer: Connection, _message: dict[str, Any]) -> dict[str, Any]:
+    broker.remove(process)
+    return {}
+
+
+def _recover(broker: Broker, _process: Process, _peer: Connection, _message: dict[str, Any]) -> dict[str, Any]:
+    broker.recover()
+    return {}
+
+
+def _sweep(broker: Broker, _process: Process, peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
+    def report_progress(done: int, total: int) -> None:
+        with suppress(OSError):
+            peer.send({"note": [done, total]})
+
+    return broker.sweep(
+        has_remote_workers=message["has_remote_workers"],
+        verbose=message["verbose"],
+        progress=report_progress,
+        should_continue=lambda: not peer.is_closed,
+    )
+
+
+def _report(broker: Broker, _process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
+    return broker.report(verbose=message["verbose"], interrupted=True)
+
+
+def _watch_waits(broker: Broker, _process: Process, peer: Connection, _message: dict[str, Any]) -> dict[str, Any]:
+    broker.waits.follow(lambda text: peer.send({"note": text}))
+    return {}
+
+
+VERBS: dict[str, Callable[[Broker, Process, Connection, dict[str, Any]], dict[str, Any]]] = {
+    "create": _create,
+    "end": _end,
+    "end later": _end_later,
+    "plan": _plan,
+    "finish": _finish,
+    "take records": _take_records,
+    "goodbye": _goodbye,
+    "recover": _recover,
+    "sweep": _sweep,
+    "report": _report,
+    "watch waits": _watch_waits,
+}

@@ -1,0 +1,1 @@
+"""The command line for what lies outside a run."""

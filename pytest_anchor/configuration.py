@@ -1,0 +1,52 @@
+"""What a session is configured with: keywords, merged from the suite's defaults, the marker and the call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from .errors import AnchorConfigError
+from .settings import KEYWORDS
+
+
+class Wanted(NamedTuple):
+    """A session that a test is expected to ask for."""
+
+    test: str
+    config: Mapping[str, Any]
+
+
+def check_keywords(given: Mapping[str, Any], where: str) -> None:
+    """Refuse keywords that Anchor's API does not have.
+
+    :raises TypeError: with the valid ones.
+    """
+    __tracebackhide__ = True
+    if unknown := sorted(set(given) - set(KEYWORDS)):
+        raise TypeError(f"{where} got an unknown keyword {unknown[0]!r}; the valid ones are {', '.join(KEYWORDS)}")
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """*over* on top of *base*: mappings merge deeply, ``tags`` lists are joined, all else is replaced."""
+    merged = dict(base)
+    for name, value in over.items():
+        below = merged.get(name)
+        if isinstance(value, Mapping):
+            merged[name] = merge(below if isinstance(below, Mapping) else {}, value)
+        elif name == "tags" and isinstance(below, (list, tuple)) and isinstance(value, (list, tuple)):
+            merged[name] = [*below, *(tag for tag in value if tag not in below)]
+        else:
+            merged[name] = value
+    return merged
+
+
+def with_tags(config: Mapping[str, Any], tags: list[str]) -> dict[str, Any]:
+    """*config* with *tags* added to the session's own.
+
+    :raises AnchorConfigError: ``session`` or its ``tags`` have no such form.
+    """
+    __tracebackhide__ = True
+    session = config.get("session", {})
+    if not isinstance(session, Mapping) or not isinstance(session.get("tags", []), (list, tuple)):
+        raise AnchorConfigError("'session' must be a mapping, and its 'tags' a list of strings")
+    return merge(config, {"session": {"tags": tags}})

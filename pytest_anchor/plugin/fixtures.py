@@ -1,0 +1,71 @@
+"""The fixtures that tests ask for.
+
+PYTEST_DONT_REWRITE: every run with this plugin imports this, and it has no assertion.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .state import PLUGIN, TEARDOWN_TIMEOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ..session import AnchorSessionFactory
+
+FIXTURES = frozenset(f"{scope}anchor_session" for scope in ("", "class_", "module_", "package_", "session_"))
+
+
+@pytest.fixture(scope="session")
+def anchor_session_defaults() -> dict[str, Any]:
+    """Configuration of every Anchor session of the suite; override it in a conftest.py.
+
+    Return a dict with any of the keys session, browser, integrations and identities. The anchor
+    marker and the factory's own keywords win over it; mappings merge deeply, tags are joined.
+    """
+    return {}
+
+
+def _anchor_session(
+    request: pytest.FixtureRequest, anchor_session_defaults: Mapping[str, Any]
+) -> Iterator[AnchorSessionFactory]:
+    """Create Anchor Browser sessions: session = anchor_session(browser={...}).
+
+    Each is ended at teardown at the latest. session.cdp_url is for Playwright's connect_over_cdp;
+    session.id, .live_view_url, .created_at, .end(). Twins for wider scopes: class_, module_,
+    package_ and session_anchor_session.
+    """
+    __tracebackhide__ = True
+    from .upcoming import configuration
+
+    plugin = request.config.stash.get(PLUGIN, None)
+    if plugin is None:
+        pytest.fail("anchor_session is switched off: -p no:pytest_anchor comes after -p pytest_anchor", pytrace=False)
+    config = configuration(request.node, anchor_session_defaults)
+    if plugin.upcoming is not None:
+        plugin.upcoming.saw(request.node, anchor_session_defaults)
+    factory, pid = plugin.factory(request.node, config), plugin.client.pid
+    yield factory
+    if plugin.client.pid != pid:  # a child that the test forked, and that has gone on: they are its parent's
+        return
+    if plugin.client.settings.end_in_background and not plugin.is_child:  # a fork may be over any time
+        factory.close_later()
+        return
+    failures = factory.close(TEARDOWN_TIMEOUT)
+    if failures and plugin.item is not None:
+        text = "\n".join(
+            f"session {session.id} was not ended: {getattr(error, 'reason', error)}. "
+            "It is recorded; the final sweep tries again."
+            for session, error in failures.items()
+        )
+        plugin.item.add_report_section("teardown", "anchor", text)
+
+
+anchor_session = pytest.fixture(scope="function")(_anchor_session)
+class_anchor_session = pytest.fixture(scope="class")(_anchor_session)
+module_anchor_session = pytest.fixture(scope="module")(_anchor_session)
+package_anchor_session = pytest.fixture(scope="package")(_anchor_session)
+session_anchor_session = pytest.fixture(scope="session")(_anchor_session)

@@ -1,0 +1,151 @@
+"""What the plugin keeps in one process of a run.
+
+PYTEST_DONT_REWRITE: every run with this plugin imports this, and it has no assertion.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ..errors import AnchorConfigError, AnchorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ..client import Client
+    from ..configuration import Wanted
+    from ..session import AnchorSessionFactory
+    from .signals import Termination
+    from .upcoming import UpcomingTests
+    from .wait_status import WaitStatusReporter
+
+TEARDOWN_TIMEOUT = 4.5  # seconds; xdist cuts an interrupted worker's teardown off after about 5
+PLAN_TIMEOUT = 10.0  # seconds
+
+PLUGIN = pytest.StashKey["Plugin"]()
+
+
+class Plugin:
+    """What one process of a run keeps between hooks.
+
+    :ivar item: the test that runs.
+    :ivar runs_tests: whether this process does; an xdist controller does not.
+    :ivar has_remote_workers: whether workers with a registry of their own may have left sessions.
+    :ivar report: what the broker reports at the end of the run, until it is shown.
+    """
+
+    def __init__(self, client: Client, config: pytest.Config, *, is_worker: bool) -> None:
+        self.client = client
+        self.config = config
+        self.is_worker = is_worker
+        self._pid = client.pid
+        self.item: pytest.Item | None = None
+        self.runs_tests = True
+        self.has_remote_workers = False
+        self.report: dict[str, Any] | None = None
+        self._has_joined = False
+        self._restore_logs: Callable[[], None] | None = None
+
+    @property
+    def is_child(self) -> bool:
+        """Whether this process was forked by a test, and has gone on."""
+        return self.client.pid != self._pid
+
+    @cached_property
+    def termination(self) -> Termination:
+        """What makes of SIGTERM an end like that by Ctrl-C."""
+        from .signals import Termination
+
+        return Termination(lambda: self.client.is_active)
+
+    @cached_property
+    def wait_status(self) -> WaitStatusReporter:
+        """What says on the terminal what tests wait for."""
+        from .wait_status import WaitStatusReporter
+
+        return WaitStatusReporter(self.config)
+
+    @cached_property
+    def upcoming(self) -> UpcomingTests | None:
+        """The tests that come next, where anything is created ahead for them."""
+        if not self.client.settings.prefetch:
+            return None
+        from .upcoming import UpcomingTests
+
+        return UpcomingTests(self.client.settings.prefetch)
+
+    @property
+    def secret(self) -> str | None:
+        """The API key if this process has had a use for it."""
+        return self.client.key if self.client.used else None
+
+    def keep_key_out_of_logs(self) -> None:
+        """Begin to; once a test has a key to write into one."""
+        if self._restore_logs is None:
+            from .redaction import clean_logs
+
+            self._restore_logs = clean_logs(lambda: self.secret)
+
+    def factory(self, node: pytest.Item | pytest.Collector, config: Mapping[str, Any]) -> AnchorSessionFactory:
+        """What a fixture of *node* gives to a test, or to several."""
+        from ..session import AnchorSessionFactory
+        from .upcoming import source_of_defaults
+
+        source = source_of_defaults(self.item)
+
+        def check_defaults() -> None:
+            self.termination.catch()
+            self.keep_key_out_of_logs()
+            if None not in (source, mine := source_of_defaults(self.item)) and mine is not source:
+                raise AnchorConfigError(
+                    f"{self.item and self.item.nodeid} has an anchor_session_defaults of its own, and shares a factory "
+                    "with tests that have another: use anchor_session there, or a factory of a narrower scope."
+                )
+
+        return AnchorSessionFactory(
+            self.client,
+            config,
+            # A test's own factory may be called by a thread of it that is still there when the next test runs.
+            lambda: node.nodeid if isinstance(node, pytest.Item) else self.item.nodeid if self.item else "?",
+            before_create=check_defaults,
+            after_create=self.plan,
+            on_wait=self.wait_status,
+        )
+
+    def plan(self, current: Wanted | None = None) -> None:
+        """Have created ahead what the next tests will ask for, unless the test that runs still needs *current*."""
+        if self.upcoming is not None and self.item is not None and self.client.used:
+            upcoming = self.upcoming.after(self.item)
+            with suppress(AnchorError):  # a test that asks for a session meets the same
+                self.client.request("plan", timeout=PLAN_TIMEOUT, again=True, current=current, upcoming=upcoming)
+
+    def join(self) -> None:
+        """As an xdist controller, take a part in the run as soon as a worker has begun it."""
+        if not self._has_joined and self.client.is_active:
+            self._has_joined = True
+            self.termination.catch()
+            with suppress(AnchorError):  # a test may remove the socket's folder
+                for _ in ("wait status", "last sweep"):
+                    self.client.start()
+            self.wait_status.watch(self.client)
+
+    def set_status_of(self, error: BaseException) -> None:
+        """Let nobody leave with status 0 by an exception of another plugin, where a session is left."""
+        if self.report is None or not self.report["failed"] or self.client.settings.on_leak != "fail":
+            return
+        if isinstance(error, pytest.exit.Exception):
+            error.returncode = error.returncode or pytest.ExitCode.TESTS_FAILED
+        elif isinstance(error, SystemExit):
+            error.code = error.code or pytest.ExitCode.TESTS_FAILED
+
+    def close(self) -> None:
+        """Leave the run."""
+        if "termination" in vars(self):
+            self.termination.undo()
+        if self._restore_logs is not None:
+            self._restore_logs()
+        self.client.leave()

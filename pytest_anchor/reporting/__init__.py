@@ -1,0 +1,1 @@
+"""What a run's record comes to, and how far a sweep is."""

@@ -1,0 +1,265 @@
+"""What a run's record comes to: the terminal section, the progress line, a test's own section."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import AnchorAPIError, AnchorError, printable
+from ..settings import DEFAULT_BASE_URL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ..cleanup.recovery import Recovery
+    from ..registry.journal import Record, State
+
+SHOWN = 20  # failures that are written out; the rest is in the journal
+
+YELLOW = {"yellow": True}
+
+_HOW = {
+    "test": "ended by the tests",
+    "teardown": "at teardown",
+    "sweep": "by the sweep",
+    "reaper": "by the reaper",
+    "recovery": "by a later run",
+}
+_UNUSED = "prefetched, unused"
+
+
+class Line(NamedTuple):
+    """A line of the terminal section, with pytest's names of the colours it is shown in."""
+
+    text: str
+    markup: dict[str, bool] = {}  # noqa: RUF012 - never changed
+
+
+class Report:
+    """What is to be said of a run once its sweep is over.
+
+    :param state: the run's record.
+    :param folder: where the record is kept while something is open.
+    """
+
+    def __init__(self, state: State, folder: Path) -> None:
+        self.state = state
+        self.folder = folder
+        self.problem: AnchorError | None = None  # why the sweep could not do its work
+        self.interrupted = False  # whether it was cut short
+        self.log: Path | None = None  # where the reaper that goes on writes what it does
+        self.recovered: list[Recovery] = []  # what became of earlier runs
+
+    @property
+    def created(self) -> list[Record]:
+        """Those whose id is known."""
+        return [record for record in self.state.records.values() if record.id is not None]
+
+    @property
+    def leaked(self) -> list[Record]:
+        """Those that are not known to be over."""
+        return [record for record in self.created if record.open]
+
+    @property
+    def unresolved(self) -> list[Record]:
+        """Creations that may have led to a session whose id nobody knows."""
+        return [record for record in self.state.records.values() if record.unresolved]
+
+    @property
+    def failed(self) -> bool:
+        """Whether a session could not be confirmed to be over, or nobody can say."""
+        # Without the API's list the record still tells all that this machine created; without the record, nobody does.
+        no_record = self.problem is not None and not isinstance(self.problem, AnchorAPIError)
+        # What the API's list has not shown for seconds is likely nothing, as long as somebody goes on looking.
+        unseen = self.unresolved and (self.problem is not None or self.log is None)
+        return bool(self.leaked or unseen or self.state.unreadable or no_record or self.interrupted)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the record is of no further use."""
+        return not (self.failed or self.unresolved)
+
+    def __bool__(self) -> bool:
+        state = self.state
+        return bool(self.created or self.unresolved or state.unreadable or self.problem or self.recovered)
+
+    def as_values(self, *, verbose: bool) -> dict[str, Any]:
+        """What the test process needs of it, as plain built-ins."""
+        return {
+            "lines": list(self.lines(verbose=verbose)) if self else [],
+            "failed": self.failed,
+            "settled": self.settled,
+            "interrupted": self.interrupted,
+            "leaks": [
+                {
+                    "id": record.id,
+                    "test": record.test,
+                    "owner": record.owner,
+                    "why": why(record),
+                    "command": end_command(record) if record.id else "",
+                }
+                for record in (*self.leaked, *self.unresolved)
+            ],
+        }
+
+    def lines(self, *, verbose: bool = False) -> Iterator[Line]:
+        """The section, top to bottom."""
+        if self.created or self.failed or self.unresolved:
+            yield Line(self._counts(), {"red": True, "bold": True} if self.failed else {"green": not self.unresolved})
+        for record in self.leaked[:SHOWN]:
+            yield Line(f"LEAKED {title(record)}", {"red": True})
+            yield Line(f"  {why(record)}")
+            yield Line(f"  end it by hand: {end_command(record)}")
+        for record in self.unresolved[:SHOWN]:
+            yield Line(f"UNRESOLVED {title(record)}", YELLOW)
+            yield Line(f"  no answer told its id, and the API lists no such session: {why(record)}")
+        noted = [record for record in self.created if record.note]
+        for record in noted[:SHOWN]:
+            note = printable(record.note)
+            yield Line(f"NOTE {title(record)}: it is over by the API's answer, but {note}", YELLOW)
+        if len(noted) > SHOWN:
+            yield Line(f"NOTE and so are {len(noted) - SHOWN} more that the API lists otherwise", YELLOW)
+        for record in self.created:
+            if verbose and not (record.note or record.open):
+                yield Line(
+                    f"{title(record)}: {'already over' if record.already else _HOW.get(record.ended_by, 'ended')}"
+                )
+        yield from self._troubles()
+        for recovery in self.recovered:
+            yield from _recovery_lines(recovery)
+
+    def _troubles(self) -> Iterator[Line]:
+        if retried := sum(record.retried > 0 for record in self.state.records.values()):
+            yield Line(f"{_count(retried, 'creation')} retried")
+        if waited := sum(self.state.waits.values()):
+            yield Line(
+                f"{_count(len(self.state.waits), 'creation')} waited {waited:.1f} s in all for what the plan allows"
+            )
+        if unreadable := self.state.unreadable:
+            yield Line(
+                f"{_count(unreadable, 'line')} of the record cannot be read: sessions may be missing here",
+                {"red": True},
+            )
+        if self.interrupted:
+            yield Line("the sweep was interrupted before it was done", {"red": True})
+        if self.problem is not None:
+            yield Line(f"the sweep is incomplete: {self.problem}", YELLOW)
+        if not self.settled:
+            more = max(len(self.leaked), len(self.unresolved)) > SHOWN
+            yield Line(f"{'all of them are' if more else 'this is'} on record in {self.folder}")
+            if self.log is not None:
+                yield Line(f"the reaper goes on trying; it writes to {self.log}")
+            else:
+                yield Line(f"the next run here tries again; so does: {self._sweep_command()}")
+
+    def _sweep_command(self) -> str:
+        """The command that goes on where this run has left off."""
+        urls = {one.base_url for one in (*self.leaked, *self.unresolved)}
+        return sweep_command(self.folder.parent, urls.pop() if len(urls) == 1 else "")
+
+    def _counts(self) -> str:
+        ended = Counter(map(_became, (one for one in self.created if not one.open)))
+        parts = [f"{ended[how]} {how}" for how in (*_HOW.values(), "already over", _UNUSED, "ended") if ended[how]]
+        if self.leaked:
+            parts.append(f"{len(self.leaked)} leaked")
+        if self.unresolved:
+            parts.append(f"{len(self.unresolved)} unresolved")
+        return f"{_count(len(self.created), 'session')} created" + (f": {', '.join(parts)}" if parts else "")
+
+
+def _became(record: Record) -> str:
+    if record.ahead:
+        return _UNUSED
+    return "already over" if record.already else _HOW.get(record.ended_by, "ended")
+
+
+def teardown_section(failures: list[tuple[str, AnchorAPIError]]) -> str:
+    """What a test's own report says of sessions that its teardown could not end."""
+    return "\n".join(
+        f"session {session_id} was not ended: {error.reason}. It is recorded; the final sweep tries again."
+        for session_id, error in failures
+    )
+
+
+def end_command(record: Record) -> str:
+    """The command that ends one session by hand."""
+    dashes = "-- " if str(record.id).startswith("-") else ""
+    return f"python -m pytest_anchor end {_base_url_option(record.base_url)}{dashes}{record.id}"
+
+
+def sweep_command(registry: Path, base_url: str) -> str:
+    """The command that ends what dead runs left; an empty *base_url* names none."""
+    return (
+        f"python -m pytest_anchor sweep {_base_url_option(base_url)}--registry {shlex.quote(printable(str(registry)))}"
+    )
+
+
+def _base_url_option(base_url: str) -> str:
+    return f"--base-url {shlex.quote(printable(base_url))} " if base_url not in ("", DEFAULT_BASE_URL) else ""
+
+
+def describe(state: State) -> str:
+    """What is left of a run, in a few words."""
+    records = state.records.values()
+    parts = [f"{_count(sum(one.open for one in records), 'session')} open"]
+    if unresolved := sum(one.unresolved for one in records):
+        parts.append(f"{_count(unresolved, 'creation')} unresolved")
+    if state.unreadable:
+        parts.append(f"{_count(state.unreadable, 'line')} unreadable")
+    return ", ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _recovery_lines(recovery: Recovery) -> Iterator[Line]:
+    run = f"the run that died {ago(recovery.died)}"
+    if recovery.reaped:
+        yield Line(f"the reaper ended {_count(len(recovery.reaped), 'session')} of {run}", {"green": True})
+    if recovery.ended:
+        yield Line(f"recovered {_count(len(recovery.ended), 'session')} of {run}", {"green": True})
+    left = _count(len(recovery.left), "session")
+    if recovery.stranger and recovery.left:
+        yield Line(f"left alone: {left} of {run}, created with another key or base URL, or recorded elsewhere", YELLOW)
+    elif recovery.left:
+        yield Line(f"not yet recovered: {left} of {run}; the next run tries again", YELLOW)
+        for record in recovery.left[:SHOWN]:
+            yield Line(f"  {title(record)}: {why(record)}")
+    if len(recovery.given_up) > SHOWN:
+        yield Line(f"GAVE UP on {_count(len(recovery.given_up), 'session')} of {run}, among them:", {"red": True})
+    for record in recovery.given_up[:SHOWN]:
+        yield Line(f"GAVE UP on {title(record)}, a week after its creation: {why(record)}", {"red": True})
+    if recovery.problem is not None:
+        yield Line(f"the recovery of {run} is incomplete: {recovery.problem}", YELLOW)
+
+
+def ago(moment: float) -> str:
+    """How long ago *moment*, in seconds since the epoch, was, roughly."""
+    return f"{span(time.time() - moment)} ago"
+
+
+def span(seconds: float) -> str:
+    """A time span, roughly: ``5 s``, ``12 min``, ``2 h``, ``3 d``; one below zero is ``0 s``."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def title(record: Record) -> str:
+    """Which session, of which test, in which worker."""
+    worker = "" if record.owner in ("main", "?") else f" [{printable(record.owner, 40)}]"
+    for_whom = "ahead of" if record.ahead else "of"
+    return f"{record.id or 'a creation'} {for_whom} {printable(record.test)}{worker}"
+
+
+def why(record: Record) -> str:
+    """Why it is not known to be over."""
+    if record.error is None:
+        return "it was not ended" if record.id else "no answer had come when its run ended"
+    error = AnchorAPIError("", **record.error)
+    return f"{error.reason}. {error.remedy}".rstrip()

@@ -1,6 +1,8 @@
+import errno
 import os
 import shutil
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,33 @@ def test_a_folder_that_others_may_write_in_is_refused(tmp_path, which, bits):
     assert "other users may write in it" in refused(tmp_path / "reg" / "run")
     (tmp_path / which).chmod(bits | stat.S_ISVTX)
     Run(tmp_path / "reg" / "run").join()
+
+
+def test_a_file_system_without_modes_can_be_used_again_and_again(tmp_path, monkeypatch):
+    make = Path.mkdir
+
+    def make_open(path, *args, **kwargs):
+        make(path, *args, **kwargs)
+        path.chmod(0o777)  # as such a mount shows every folder
+
+    monkeypatch.setattr(Path, "mkdir", make_open)
+    for number in range(2):
+        run = Run(tmp_path / "reg" / f"run{number}")
+        run.join()
+        intend(run, "n1")
+        run.leave()
+    assert mode(tmp_path / "reg") == 0o777
+    assert {path.name for path in (tmp_path / "reg").iterdir()} == {".gitignore", "run0", "run1"}
+
+
+def test_a_file_system_without_locks_is_refused_at_once(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    before = time.monotonic()
+    assert "No locks available" in refused(tmp_path / "reg" / "run")
+    assert time.monotonic() - before < 5
 
 
 def test_a_folder_that_was_there_is_left_as_it_is(tmp_path):

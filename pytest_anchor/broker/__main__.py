@@ -40,6 +40,7 @@ def main() -> None:
     settings = Settings(**{**values, "folder": Path(values["folder"])})
     listener = socket.socket(fileno=LISTENER)
     Server(settings, listener, told["generation"]).serve(Process(settings.owner, told["pid"]))
+    os._exit(0)  # there is nothing to clean up, and threads that nobody waits for
 
 
 def _close_inherited() -> None:

@@ -20,6 +20,7 @@ CHROMIUM_VARIABLE = "PYTEST_ANCHOR_CHROMIUM"
 REGISTRY_NAME = ".pytest_anchor"
 KEYWORDS = ("session", "browser", "integrations", "identities")  # of a creation, as in POST /v1/sessions
 MAX_RUN_ID = 100  # characters
+MAX_OWNER = 60  # characters
 HAS_SOCKETS = os.name == "posix"
 MAX_SOCKET_PATH = 103  # bytes; the kernel's limit on macOS, Linux has four more
 MAX_SOCKET_NAME = len("/1234567.0123456789ab/socket")  # bytes, of a process and a thread of it
@@ -91,6 +92,9 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
 
         :param shares_disk: whether it sees this machine's folders; if not, it keeps a registry of its own.
         """
+        owner = re.sub(r"[^A-Za-z0-9._-]", "-", owner)[
+            :MAX_OWNER
+        ]  # `--tx popen//id=…` names it, a file is named after it
         values = {**self._asdict(), "folder": str(self.folder), "owner": owner}
         if not shares_disk:
             values |= {"folder": self.folder.name, "own_registry": True, "socket_folder": "", "main_pid": 0}

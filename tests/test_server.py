@@ -334,6 +334,14 @@ def test_garbage_on_the_socket_harms_nobody(server, served, garbage, known):
     assert served.broker.processes.living == {Process("main", os.getpid())}
 
 
+def test_a_message_without_end_is_cut_off(server, served):
+    peer, other = served.connect(), served.connect()
+    with pytest.raises(OSError):
+        while True:
+            peer.send(b"x" * (1 << 20))
+    assert "id" in other.create()
+
+
 def test_connections_that_say_nothing_keep_nobody_from_being_served(server, served):
     for _ in range(20):
         served.peer()

@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 import shutil
 import socket
 import tempfile
@@ -46,6 +47,12 @@ def some(**changes):
         "main_pid": 7,
     }
     return Settings(**{**values, **changes})
+
+
+@pytest.mark.parametrize("name", ["a/b", "../x", "x" * 500, "gw é", "a\0b"])
+def test_a_workers_odd_name_is_made_fit_for_a_file(name):
+    owner = some().for_worker(name)["owner"]
+    assert re.fullmatch("[A-Za-z0-9._-]{1,60}", owner)
 
 
 def test_frozen_and_its_repr_hides_the_key():

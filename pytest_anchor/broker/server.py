@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 NOTE_INTERVAL = 30.0  # seconds between notes on what a process's creations wait for
 
 
+MAX_MESSAGE = 16 << 20  # bytes; a session's configuration has a few thousand
+
+
 class Server:
     """Accepts connections until the run is over."""
 
@@ -128,7 +131,7 @@ class Connection:
 
     def receive(self) -> dict[str, Any] | None:
         """The next message; ``None`` where the process is gone, has closed the connection, or sends no message."""
-        line = self._file.readline()
+        line = self._file.readline(MAX_MESSAGE)
         if not line.endswith(b"\n"):
             return None
         try:

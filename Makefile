@@ -24,9 +24,10 @@ test: setup
 	$(bin)/mypy
 	$(bin)/pytest $(in_parallel)
 
-# Without the tests that need real processes or a browser.
+# Without the tests that need real processes or a browser; tests=… chooses among them.
+tests := tests/test_*.py
 fast: .venv/demo
-	$(bin)/pytest -n 2 -m 'not slow' tests/test_*.py
+	$(bin)/pytest -n 2 -m 'not slow' $(tests)
 
 # The same tests, which take longer so.
 coverage: setup

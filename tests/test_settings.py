@@ -73,6 +73,7 @@ def test_a_worker_gets_the_same_as_plain_builtins_without_the_key(monkeypatch):
 
 
 def test_a_worker_that_sees_another_disk_keeps_a_registry_of_its_own(monkeypatch):
+    monkeypatch.delenv("TMPDIR", raising=False)
     monkeypatch.setenv("ANCHOR_API_KEY", SECRET)
     values = json.loads(json.dumps(some().for_worker("gw1", shares_disk=False)))
     assert "/x" not in json.dumps(values)
@@ -82,7 +83,8 @@ def test_a_worker_that_sees_another_disk_keeps_a_registry_of_its_own(monkeypatch
     assert "/tmp/pytest-anchor-r" not in json.dumps(values), "a broker of that machine"
 
 
-def test_workers_on_one_other_machine_share_its_broker_if_they_share_their_disk():
+def test_workers_on_one_other_machine_share_its_broker_if_they_share_their_disk(monkeypatch):
+    monkeypatch.delenv("TMPDIR", raising=False)
     values = some().for_worker("gw1", shares_disk=False)
     one, two, elsewhere = (Settings.of_worker(values, Path(path)).socket_folder for path in ("/a", "/a", "/b"))
     assert one == two != elsewhere

@@ -43,6 +43,10 @@ OWNER_SWEEP_TIMEOUT = 20.0  # seconds that the end of a run waits for the sweeps
 REAPER_LOG = "reaper.log"
 
 
+class LeavingError(Exception):
+    """There is nothing left to do: a process that connects now has to start another broker."""
+
+
 class Broker:
     """The sessions of one run on this machine.
 
@@ -64,6 +68,7 @@ class Broker:
         self._recovery: threading.Thread | None = None
         self._recovered: list[Recovery] = []
         self._over = threading.Event()  # no session is created any more
+        self._is_leaving = False
         self._looked = False  # whether the API's list was read after that
 
     # The processes of the run.
@@ -97,8 +102,11 @@ class Broker:
         """Take in that a process has connected.
 
         :returns: whether it is a part of the run.
+        :raises LeavingError: the broker is about to go.
         """
         with self._lock:
+            if self._is_leaving:
+                raise LeavingError
             if not self.processes.add(process):
                 return False
             if self._run is not None:
@@ -376,9 +384,11 @@ class Broker:
                     self._reap(self._run)
             except Exception as error:  # noqa: BLE001 - the next run goes on
                 self.log(redact(f"an unexpected error, please report it: {error!r}", self.settings.api_key or "\0"))
-            if not self.processes.living:
-                self._over.set()
-                self._leave()
+            with self._lock:  # a process connects before this, and keeps the broker, or after it, and finds it gone
+                if not self.processes.living:
+                    self._over.set()
+                    self._is_leaving = True
+                    self._leave()
 
     def _reap(self, run: Run) -> None:
         deadline = time.monotonic() + REAPER_BUDGET

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..configuration import Wanted
 from ..errors import AnchorError, fields_of, redact
-from .broker import Broker
+from .broker import Broker, LeavingError
 from .owner import CancelledError, Request
 from .processes import Process
 
@@ -60,7 +60,7 @@ class Server:
             _remove(*os.path.split(self._folder))
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError), Connection(connection) as peer:
+        with connection, suppress(OSError, LeavingError), Connection(connection) as peer:
             hello = peer.receive() or {}
             pid = peer.pid or hello.get("pid")
             if "owner" not in hello or not isinstance(pid, int):

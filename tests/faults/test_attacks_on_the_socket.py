@@ -271,13 +271,13 @@ def test_garbage_costs_no_other_connection_anything(
 def test_a_creation_whose_caller_hangs_up_in_the_middle_is_ended(server: FaultServer, settings: Settings, quick: None):
     served = Served(settings)
     try:
-        for shutdown in (socket.SHUT_WR, socket.SHUT_RD, socket.SHUT_RDWR):
+        for number, shutdown in enumerate((socket.SHUT_WR, socket.SHUT_RD, socket.SHUT_RDWR), 1):
             peer = served.connect()
             peer.send(CREATE)
             peer.socket.shutdown(shutdown)
-            until(lambda: server.count("POST"))
+            until(lambda number=number: server.count("POST") == number)
             peer.close()
-        until(lambda: not server.alive)
+        until(lambda: not (server.busy or server.alive))
     finally:
         served.end()
     assert not server.alive

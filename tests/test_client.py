@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from fault_server import KEY, FaultServer
-from processes import children
+from processes import children, status
 from real_brokers import broker, factory, generations, run_script, states
 from real_runs import until
 
@@ -194,6 +194,7 @@ def test_a_broker_that_is_stopped_is_an_error_and_goes_on_later(
     pid = broker(run_settings)
     os.kill(pid, signal.SIGSTOP)
     try:
+        until(lambda: status(pid)["State"].startswith("T"))
         with pytest.raises(AnchorError, match=r"has not answered in 0\.5 s: is it stopped\?"):
             client.request("report", timeout=0.1, verbose=False)
     finally:

@@ -179,7 +179,14 @@ class Suite:
         return run
 
     def run(self, *args: str, workers: int = 0, reaper: bool = False, env: dict[str, str] | None = None) -> Run:
-        return self.finish(self.start(*args, workers=workers, reaper=reaper, env=env))
+        run = self.finish(self.start(*args, workers=workers, reaper=reaper, env=env))
+        if not reaper:
+            self.wait_for_broker()
+        return run
+
+    def wait_for_broker(self) -> None:
+        """Wait until the broker of a run without a reaper has left: until then, the run counts as live."""
+        until(lambda: not self.watched)
 
     def run_here(self, *args: str, workers: int = 0, reaper: bool = False, env: dict[str, str] | None = None) -> Run:
         """A run without workers and a reaper in this process, which costs a fifth of one in its own; others as `run`."""
@@ -200,6 +207,7 @@ class Suite:
                 os.chdir(before)
         out, err = ("".join(f"{line}\n" for line in lines) for lines in (result.outlines, result.errlines))
         run = Run(int(result.ret), out, err, self.alive, bool(self.runs))
+        self.wait_for_broker()
         self.check(run)
         return run
 

@@ -247,9 +247,9 @@ def end_sessions(
         pool.stop()
     with changed:
         for nonce, record in waiting.items():
-            late = AnchorAPIError(f"end session {record.id}", message=_TOO_LATE)
-            late.tries += record.error["tries"] if record.error else 0
-            failures[nonce] = late
+            # What the API answered before says more.
+            fields = {**record.error, "tries": record.error["tries"] + 1} if record.error else {"message": _TOO_LATE}
+            failures[nonce] = late = AnchorAPIError(f"end session {record.id}", **fields)
             if len(failures) <= LATE_WRITTEN:
                 _note(run, record, "failed", deadline, error=late.fields())
             else:  # on record they are open, which says as much

@@ -179,20 +179,25 @@ class Suite:
         return run
 
     def run(self, *args: str, workers: int = 0, reaper: bool = False, env: dict[str, str] | None = None) -> Run:
+        before = self.runs
         run = self.finish(self.start(*args, workers=workers, reaper=reaper, env=env))
         if not reaper:
-            self.wait_for_broker()
+            self.wait_for_broker(before)
         return run
 
-    def wait_for_broker(self) -> None:
-        """Wait until the broker of a run without a reaper has left: until then, the run counts as live."""
-        until(lambda: not self.watched)
+    def wait_for_broker(self, others: list[Path]) -> None:
+        """Wait until the broker of a run without a reaper has left: until then, the run counts as live.
+
+        :param others: the folders of runs that are not waited for.
+        """
+        until(lambda: not any(is_held(run / BROKER_LOCK) for run in self.runs if run not in others))
 
     def run_here(self, *args: str, workers: int = 0, reaper: bool = False, env: dict[str, str] | None = None) -> Run:
         """A run without workers and a reaper in this process, which costs a fifth of one in its own; others as `run`."""
         if workers or reaper:
             return self.run(*args, workers=workers, reaper=reaper, env=env)
         assert self.request is not None
+        runs = self.runs
         pytester: pytest.Pytester = self.request.getfixturevalue("pytester")
         # This process has imported the plugin before pytest could rewrite its assertions, of which it has none.
         strict = ["-W", "error", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
@@ -207,7 +212,7 @@ class Suite:
                 os.chdir(before)
         out, err = ("".join(f"{line}\n" for line in lines) for lines in (result.outlines, result.errlines))
         run = Run(int(result.ret), out, err, self.alive, bool(self.runs))
-        self.wait_for_broker()
+        self.wait_for_broker(runs)
         self.check(run)
         return run
 

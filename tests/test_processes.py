@@ -233,10 +233,9 @@ def test_goodbye_of_a_process_that_is_not_known_is_no_news(watched, start):
 
 def test_to_add_a_process_again_watches_it_no_second_time(watched, gone, start):
     process = start()
-    before = threading.active_count()
     for _ in range(5):
         assert watched.add(Process("main", process.pid))
-    assert threading.active_count() == before + 1
+    assert [one.name for one in threading.enumerate()].count(f"watch-{process.pid}") == 1
     process.kill()
     until(lambda: gone)
     time.sleep(0.1)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 NOTE_INTERVAL = 30.0  # seconds between notes on what a process's creations wait for
 
 
+WITHDRAW_TIMEOUT = 1.0  # seconds in which what still waits gives up its place in the queue
 MAX_MESSAGE = 16 << 20  # bytes; a session's configuration has a few thousand
 
 
@@ -35,6 +36,7 @@ class Server:
 
     def __init__(self, settings: Settings, listener: socket.socket, generation: int) -> None:
         self._listener = listener
+        self._threads: list[threading.Thread] = []
         self._folder = f"{settings.socket_folder}/{generation}"
         self._woken, self._waker = socket.socketpair()
         self._broker = Broker(settings, self._waker.close)
@@ -49,12 +51,17 @@ class Server:
             readable, _, _ = select.select([self._listener, self._woken], [], [])
             if self._listener in readable:
                 connection, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+                thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+                self._threads = [one for one in self._threads if one.is_alive()] + [thread]
+                thread.start()
             if self._woken in readable:
                 break
         # A process that has connected too late finds the connection closed, and starts another broker.
         self._listener.close()
         self._woken.close()
+        deadline = time.monotonic() + WITHDRAW_TIMEOUT
+        for thread in self._threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
         self._broker.close()
         with suppress(OSError):
             _remove(*os.path.split(self._folder))

@@ -96,6 +96,7 @@ def test_the_command_that_a_run_advises_ends_what_it_left(suite: Suite, monkeypa
     suite.write("def test_a(anchor_session): anchor_session()\n")
     run = suite.run_here("--anchor-registry", "else where", "--anchor-sweep-timeout=0.5")
     assert suite.alive
+    suite.wait_for_quiet()  # as long as its broker lives, so does the run
     (advice,) = re.findall(r"so does: (python -m pytest_anchor .*)", run.section)
     suite.server.fail_always("DELETE", None)
     monkeypatch.setenv("ANCHORBROWSER_API_KEY", KEY)  # and no base URL

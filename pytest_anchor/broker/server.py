@@ -36,7 +36,7 @@ class Server:
 
     def __init__(self, settings: Settings, listener: socket.socket, generation: int) -> None:
         self._listener = listener
-        self._threads: list[threading.Thread] = []
+        self._creating: set[threading.Thread] = set()  # that see to a creation
         self._folder = f"{settings.socket_folder}/{generation}"
         self._woken, self._waker = socket.socketpair()
         self._broker = Broker(settings, self._waker.close)
@@ -51,16 +51,14 @@ class Server:
             readable, _, _ = select.select([self._listener, self._woken], [], [])
             if self._listener in readable:
                 connection, _ = self._listener.accept()
-                thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-                self._threads = [one for one in self._threads if one.is_alive()] + [thread]
-                thread.start()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
             if self._woken in readable:
                 break
         # A process that has connected too late finds the connection closed, and starts another broker.
         self._listener.close()
         self._woken.close()
         deadline = time.monotonic() + WITHDRAW_TIMEOUT
-        for thread in self._threads:
+        for thread in list(self._creating):
             thread.join(max(deadline - time.monotonic(), 0.0))
         self._broker.close()
         with suppress(OSError):
@@ -78,7 +76,10 @@ class Server:
                 return
             peer.send({"ready": True})
             while (message := peer.receive()) is not None:
+                if message.get("verb") == "create":
+                    self._creating.add(threading.current_thread())
                 answer = self._answer(process, peer, message)
+                self._creating.discard(threading.current_thread())
                 try:
                     peer.send(answer)
                 finally:

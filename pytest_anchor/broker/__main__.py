@@ -29,6 +29,7 @@ def main() -> None:
     os.dup2(nowhere, 0)
     import json
     import socket
+    import traceback
     from pathlib import Path
 
     from ..settings import Settings
@@ -39,8 +40,12 @@ def main() -> None:
     values = told["settings"]
     settings = Settings(**{**values, "folder": Path(values["folder"])})
     listener = socket.socket(fileno=LISTENER)
-    Server(settings, listener, told["generation"]).serve(Process(settings.owner, told["pid"]))
-    os._exit(0)  # there is nothing to clean up, and threads that nobody waits for
+    try:
+        Server(settings, listener, told["generation"]).serve(Process(settings.owner, told["pid"]))
+    except BaseException:  # noqa: BLE001 - into its log; a process that lingers would hold the run's lock
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)  # there is nothing to clean up, but threads that no process waits for
 
 
 def _close_inherited() -> None:

@@ -68,7 +68,7 @@ def finish_run(session: pytest.Session, exitstatus: int, plugin: Plugin) -> Base
             plugin.set_status_of(failure)
     if plugin.secret:
         clean_suite_properties(session.config, plugin.secret)
-    if report["failed"]:
+    if report["failed"] and plugin.client.settings.on_leak == "fail":
         report_leaks(session.config, report["leaks"])
     return failure
 

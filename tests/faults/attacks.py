@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -17,26 +16,6 @@ ROOT = os.geteuid() == 0
 SLACK = 2.0  # seconds that something may take beyond its budget on a busy machine
 SECRET = "SECRET"  # a part of the key that nothing else contains: what is cut off in the middle must not show it
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r\x00\x7f"
-
-
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """What *work* returns, which must not take longer."""
-    answers: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            answers.append(work())
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the test's thread
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    assert not thread.is_alive(), f"it hangs for more than {seconds} seconds"
-    if errors:
-        raise errors[0]
-    return answers[0]
 
 
 def assert_plain(text: str) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import fault_server as faults
 import pytest
-from attacks import HOSTILE, SECRET, SLACK, a_dead_run, assert_plain, within
+from attacks import HOSTILE, SECRET, SLACK, a_dead_run, assert_plain
 from fault_server import KEY, FaultServer
+from processes import within
 from real_runs import Suite, until
 from records import opened
 from side_by_side import side_by_side

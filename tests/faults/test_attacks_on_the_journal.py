@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import fault_server as faults
 import pytest
-from attacks import HOSTILE, SLACK, a_dead_run, a_run, assert_plain, within
+from attacks import HOSTILE, SLACK, a_dead_run, a_run, assert_plain
 from fault_server import KEY, FaultServer
+from processes import within
 from real_runs import Suite, environment, until
 from records import ERROR, opened
 

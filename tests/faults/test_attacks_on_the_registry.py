@@ -26,9 +26,9 @@ from attacks import (
     link,
     put_in_place,
     somebody_elses,
-    within,
 )
 from fault_server import KEY, FaultServer
+from processes import within
 from raw_broker import Served
 from real_runs import Suite, environment, until
 from records import opened

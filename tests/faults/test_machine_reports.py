@@ -155,6 +155,16 @@ def test_a_leak_is_a_failing_entry_of_every_report(suite: Suite, workers: int):
         assert [result["status"] for result in results if result["name"] == title] == ["failed"]
 
 
+def test_a_leak_that_only_warns_is_no_failing_entry(suite: Suite):
+    suite.server.fail_always("DELETE", faults.status(403))
+    suite.write(LEAKS)
+    run = suite.run(*options(), "--anchor-sweep-timeout=0.5", "--anchor-on-leak=warn")
+    assert (run.status, len(run.alive)) == (0, 1)
+    assert "1 session created: 1 leaked" in run.section
+    suites = ET.parse(suite.folder / "report.xml").getroot()
+    assert suites[0].get("failures") == "0"
+
+
 def test_no_leak_is_no_entry(suite: Suite):
     suite.write(LEAKS)
     run = suite.run(*options())

@@ -10,7 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..background import DaemonThreadPool
-from ..budget.limits import Limits
+from ..budget.admission import Limits
+from ..budget.file_store import FileStore
+from ..budget.holders import SlotHolders
 from ..cleanup.sweep import END_TIMEOUT, SweepPolicy, end_sessions
 from ..configuration import with_tags
 from ..errors import AnchorAPIError, AnchorError, AnchorLostCreateError, AnchorRegistryError, printable
@@ -100,14 +102,10 @@ class Owner:
         self._api = api
         self._look_for = look_for
         self.limits = Limits(
-            run.folder if settings.local else run.folder.parent,
-            run.folder,
-            name,
-            account=api.account,
-            base_url=api.base_url,
+            FileStore(run.folder if settings.local else run.folder.parent, api.account, run.folder.name, name),
+            SlotHolders(run.folder, name, api.base_url, lives),
             cap=cap,
             timeout=settings.create_timeout,
-            lives=lives,
         )
         self._lock = threading.RLock()
         self._prefetch: Prefetch[Session] | None = None
@@ -135,12 +133,12 @@ class Owner:
 
     def _create_in_turn(self, config: Mapping[str, Any], request: Request) -> Session:
         run = self._run
-        waiting = self.limits.admission(request.test, request.report_wait)
+        admission = self.limits.admission(request.test, request.report_wait)
         deadline = time.monotonic() + self.settings.create_timeout
         failures = 0
         nonce = new_nonce(run.folder.name)
 
-        def meanwhile(*, waits_for_slot: bool = False) -> None:
+        def check(*, waits_for_slot: bool = False) -> None:
             if request.is_cancelled or self._over.is_set():
                 raise CancelledError(f"the request for {printable(request.test)} was withdrawn")
             if waits_for_slot and self._prefetch is not None:
@@ -148,7 +146,7 @@ class Owner:
 
         try:
             while True:
-                waiting.begin(nonce, self_blocked=request.is_self_blocked, meanwhile=meanwhile)
+                admission.wait(nonce, self_blocked=request.is_self_blocked, between_polls=check)
                 try:
                     return self._create(nonce, config, request.test, retried=failures)
                 except AnchorLostCreateError as error:
@@ -158,14 +156,14 @@ class Owner:
                 except AnchorAPIError as error:
                     if error.limit is None:
                         raise
-                    waiting.refusal = error.reason
-                    self.limits.record_rate_limited(nonce, waiting.began, error.limit)
-                meanwhile()
+                    admission.refusal = error.reason
+                    self.limits.record_rate_limited(nonce, admission.began, error.limit)
+                check()
                 nonce = new_nonce(run.folder.name)
         finally:
-            if waiting.seconds >= WORTH_REPORTING:
+            if admission.seconds >= WORTH_REPORTING:
                 with suppress(AnchorRegistryError):
-                    run.append("waited", nonce, seconds=round(waiting.seconds, 3))
+                    run.append("waited", nonce, seconds=round(admission.seconds, 3))
 
     def _wait_for_retry(self, nonce: str, error: AnchorLostCreateError, deadline: float) -> bool:
         """Look for what was lost, and wait a moment.
@@ -212,7 +210,7 @@ class Owner:
             # What may live nevertheless is the sweep's; the API's own limit is what others meet then.
             limits.release_slots([nonce])
             raise
-        limits.succeeded()
+        limits.record_success()
         signature = api.sign(nonce, created.id)
         record = run.known(nonce)
         record.apply("created", {"id": created.id, "signature": signature})
@@ -243,7 +241,7 @@ class Owner:
 
     def _create_ahead(self, wanted: Wanted) -> Session | None:
         nonce = new_nonce(self._run.folder.name)
-        began = self.limits.begin_now(nonce)
+        began = self.limits.try_admit_ahead(nonce)
         if began is None:
             return None
         try:

@@ -108,7 +108,7 @@ def test_a_kill_before_any_line_loses_nothing(
     assert {
         "Owner.create",
         "Owner._create",
-        "Limits.try_admit",
+        "FileStore.update",
         "_write",
         "Run.append",
         "Run._write",

@@ -180,7 +180,7 @@ def test_a_thread_that_may_end_a_session_is_waited_for(server, serve, settings):
 
 
 def test_what_is_waited_for_reaches_the_test_process(server, serve, settings, monkeypatch):
-    monkeypatch.setattr("pytest_anchor.budget.limits.REPORT_AFTER", 0.1)
+    monkeypatch.setattr("pytest_anchor.budget.admission.REPORT_AFTER", 0.1)
     client = serve(settings._replace(create_timeout=20.0))
     server.fail("POST", fs.status(429, Retry_After="1"))
     notes = []

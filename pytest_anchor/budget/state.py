@@ -101,12 +101,14 @@ def parse(text: bytes) -> State:
 
 def _is_well_formed(state: State) -> bool:
     counts = (state.misses, state.quota, state.last)
+    # By the column: hundreds of slots have the same few runs and owners.
+    runs, owners, uses = map(set, zip(*state.slots.values(), strict=True)) if state.slots else ((), (), ())
     return (
         _are_numbers((state.until, state.set_at, state.window, state.learned, *state.starts, *counts))
         and all(isinstance(count, int) for count in counts)
         and state.window <= MAX_WINDOW
-        and all(map(_is_name, state.slots))
-        and all(_is_name(slot.run) and _is_name(slot.owner) and slot.use in SLOT_USES for slot in state.slots.values())
+        and all(map(_is_name, (*state.slots, *runs, *owners)))
+        and all(use in SLOT_USES for use in uses)
         and all(map(_is_well_formed_entry, state.queue))
     )
 

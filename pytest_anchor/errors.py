@@ -118,7 +118,7 @@ class AnchorAPIError(AnchorError):
     @property
     def is_transient(self) -> bool:
         """Whether the same request may fare better: no usable answer came, or one that the API takes back soon."""
-        return self.status is None or self.status in (408, 429) or self.status >= 500
+        return self.status is None or is_transient_status(self.status)
 
     def fields(self) -> dict[str, Any]:
         """All but *what* was asked for, as plain built-ins."""
@@ -134,6 +134,11 @@ class AnchorLostCreateError(AnchorAPIError):
 
     The run looks for it by its tag and ends it.
     """
+
+
+def is_transient_status(status: int) -> bool:
+    """Whether the same request may fare better after an answer with this HTTP status."""
+    return status in (408, 429) or (status >= 500 and status != 501)
 
 
 def fields_of(error: Exception) -> dict[str, Any]:

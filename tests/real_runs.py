@@ -20,9 +20,9 @@ import pytest
 from fault_server import KEY, FaultServer
 from processes import PATIENCE
 
-from pytest_anchor.registry.journal import Record, State
 from pytest_anchor.registry.journal import Run as Journal
 from pytest_anchor.registry.locks import BROKER_LOCK, is_held
+from pytest_anchor.registry.records import Record, State
 
 T = TypeVar("T")
 

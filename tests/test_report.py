@@ -6,7 +6,8 @@ import pytest
 
 from pytest_anchor.cleanup.recovery import Recovery
 from pytest_anchor.errors import AnchorAPIError, AnchorRegistryError
-from pytest_anchor.registry.journal import Record, Run, State
+from pytest_anchor.registry.journal import Run
+from pytest_anchor.registry.records import Record, State
 from pytest_anchor.reporting.summary import SHOWN, Line, Report, ago, describe, end_command, span, teardown_section
 from pytest_anchor.settings import DEFAULT_BASE_URL
 

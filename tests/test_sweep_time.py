@@ -127,7 +127,7 @@ def test_an_api_that_is_slow_for_all_gets_the_time_there_is(api, monkeypatch):
 
 def test_a_share_begins_after_the_pause_and_ends_in_time(api, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
-    api._here().pause.until = 104.0
+    api._caller.pause.until = 104.0
     assert per_session_deadlines(api, 1, 110.0, 16, again=True)() == 107.0
     assert per_session_deadlines(api, 99, 104.2, 16, again=True)() == 104.2
     assert per_session_deadlines(api, 1, 103.0, 16)() == 103.0
@@ -201,7 +201,7 @@ def test_what_is_not_sent_during_a_pause_is_written_down_once(server, api, run):
     for n in range(3):
         opened(server, api, run, f"inv-{n}")
     records = list(run.read().records.values())
-    api._here().pause.extend(30)
+    api._caller.pause.extend(30)
     journal = run.folder / "journal.jsonl"
     sizes = []
     for _ in range(3):

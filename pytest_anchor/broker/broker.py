@@ -21,8 +21,9 @@ from ..cleanup.sweep import (
     sweep_run,
 )
 from ..errors import AnchorAPIError, AnchorError, AnchorRegistryError, printable, redact
-from ..registry.journal import Record, Run, State
+from ..registry.journal import Run
 from ..registry.locks import REAPER_LOCK, forget_process, hold, is_run, note_process, open_file, process_names
+from ..registry.records import Record, State
 from ..reporting.summary import Report, describe, title, why
 from ..settings import check_key
 from .owner import Owner, Session

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from ..api import AnchorAPI
     from ..configuration import Wanted
-    from ..registry.journal import Record, Run
+    from ..registry.journal import Run
+    from ..registry.records import Record
     from ..settings import Settings
 
 RETRY_PAUSE = 0.25  # seconds before a creation that failed is tried again; doubled each time

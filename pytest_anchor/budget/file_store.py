@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
-from ..registry.journal import LOCK_TIMEOUT, guarded
+from ..registry.file_lock import LOCK_TIMEOUT, guarded
 from ..registry.locks import open_file
 from .rules import keep_own, merge
 from .state import State, dump, parse

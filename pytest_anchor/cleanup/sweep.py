@@ -7,14 +7,14 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from hmac import compare_digest
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 from ..api import Ended
 from ..background import DaemonThreadPool
 from ..errors import AnchorAPIError, AnchorRegistryError
-from ..registry.journal import Record
+from ..registry.records import Record
+from ..registry.signatures import is_signed
 from ..tags import new_tag, nonce_of, run_tag
 
 if TYPE_CHECKING:
@@ -290,12 +290,6 @@ def _ask(api: AnchorAPI, run: Run, record: Record, deadline: float) -> Ended | A
 
 class _NotOursError(AnchorAPIError):
     pass
-
-
-def is_signed(api: AnchorAPI, run: Run, record: Record) -> bool:
-    """Whether this run, with this key and base URL, has created the session: records lie on a disk."""
-    of_this_run = record.nonce.startswith(f"{run.folder.name}-") and record.folder_inode == run.folder_inode
-    return of_this_run and compare_digest(record.signature, api.sign(record.nonce, str(record.id)))
 
 
 def _check_signature(api: AnchorAPI, run: Run, record: Record) -> None:

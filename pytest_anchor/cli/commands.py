@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
     from ..api import AnchorAPI, Ended
     from ..cleanup.recovery import Recovery
-    from ..registry.journal import Record, Run
+    from ..registry.journal import Run
+    from ..registry.records import Record
 
     Outcomes = dict[str, Ended | AnchorAPIError]
     Row = dict[str, Any]
@@ -233,7 +234,7 @@ def _local_rows(registry: Path | None, run_id: str) -> tuple[list[Row], list[str
 
 
 def _remote_rows(api: AnchorAPI, registry: Path | None, run_id: str) -> list[Row]:
-    from ..api import CALL_TIMEOUT
+    from ..api.caller import CALL_TIMEOUT
 
     tests = _tests(registry)
     tag = run_tag(run_id) if run_id else TAG
@@ -343,7 +344,7 @@ def _recoveries(registry: Path | None, open_api: Callable[[], AnchorAPI], deadli
 
 
 def _print_recovery(recovery: Recovery) -> None:
-    from ..registry.journal import State
+    from ..registry.records import State
     from ..reporting.summary import Report
 
     report = Report(State(), recovery.run.folder)
@@ -377,10 +378,9 @@ def _print_what_would_be_ended(registry: Path | None, arguments: argparse.Namesp
 
 def _why_not(api: AnchorAPI | None, run: Run, record: Record) -> str:
     """Why a sweep would not touch what is on record, ``""`` if it would."""
-    from ..cleanup.recovery import is_of
-    from ..cleanup.sweep import is_signed
+    from ..registry.signatures import is_created_with, is_signed
 
-    if api and not is_of(record, api):
+    if api and not is_created_with(record, api):
         return "it was created with another key or base URL"
     if record.folder_inode != run.folder_inode:
         return "it is on record elsewhere"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..cleanup.recovery import Recovery
-    from ..registry.journal import Record, State
+    from ..registry.records import Record, State
 
 SHOWN = 20  # failures that are written out; the rest is in the journal
 

@@ -17,6 +17,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from pytest_anchor.api import AnchorAPI
+from pytest_anchor.api.caller import Caller
 from pytest_anchor.broker.owner import Owner, Request
 from pytest_anchor.budget import file_store, rules
 from pytest_anchor.budget.admission import Admission
@@ -37,7 +38,9 @@ TRACED: dict[CodeType, str] = {
         Run._write,
         Run._guarded.__wrapped__,
         AnchorAPI.create,
-        AnchorAPI._call,
+        Caller.call,
+        Caller._attempts,
+        Caller._attempt,
         http.client.HTTPConnection.endheaders,
         http.client.HTTPConnection._send_output,
         http.client.HTTPConnection.send,

@@ -18,9 +18,9 @@ from real_runs import Suite, until
 from records import opened
 from side_by_side import side_by_side
 
-from pytest_anchor import api as api_module
 from pytest_anchor.__main__ import main
 from pytest_anchor.api import AnchorAPI
+from pytest_anchor.api import caller as caller_module
 from pytest_anchor.broker import broker
 from pytest_anchor.broker.broker import Broker
 from pytest_anchor.broker.processes import Process
@@ -93,7 +93,7 @@ def test_no_answer_holds_anybody_beyond_his_budget(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ):
-    monkeypatch.setattr(api_module, "CALL_TIMEOUT", BUDGET / 4)  # of which `ls --remote` takes four
+    monkeypatch.setattr(caller_module, "CALL_TIMEOUT", BUDGET / 4)  # of which `ls --remote` takes four
     monkeypatch.setattr(broker, "REAPER_BUDGET", BUDGET)
     api = AnchorAPI(server.url, KEY)
     for method in ("GET", "DELETE"):

@@ -25,8 +25,9 @@ from pytest_anchor.api import AnchorAPI
 from pytest_anchor.cleanup.recovery import Recovery
 from pytest_anchor.cleanup.sweep import SweepPolicy, end_session, sweep_run
 from pytest_anchor.registry import journal as registry
-from pytest_anchor.registry.journal import Record, Run, State
+from pytest_anchor.registry.journal import Run
 from pytest_anchor.registry.locks import JOURNAL
+from pytest_anchor.registry.records import Record, State
 from pytest_anchor.reporting.summary import Report
 from pytest_anchor.tags import new_tag, run_tag
 

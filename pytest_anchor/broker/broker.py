@@ -9,17 +9,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..api import AnchorAPI
+from ..cleanup.policy import KILLED_GRACE, LONG_PAUSES, LOST_GRACE, SweepObserver, SweepPolicy
 from ..cleanup.recovery import recover_all
-from ..cleanup.sweep import (
-    KILLED_GRACE,
-    LONG_PAUSES,
-    LOST_GRACE,
-    SweepObserver,
-    SweepPolicy,
-    mark_all_ended,
-    mark_lost_refused,
-    sweep_run,
-)
+from ..cleanup.sweep import SweepTarget, mark_all_ended, mark_lost_refused, sweep_run
 from ..errors import AnchorAPIError, AnchorError, AnchorRegistryError, printable, redact
 from ..registry.journal import Run
 from ..registry.locks import REAPER_LOCK, forget_process, hold, is_run, note_process, open_file, process_names
@@ -248,15 +240,8 @@ class Broker:
 
         def sweep() -> None:
             with suppress(AnchorError, OSError):  # the last sweep meets the same, and reports it
-                sweep_run(
-                    api,
-                    run,
-                    self.settings.run_id,
-                    policy,
-                    timeout=RUN_LIMIT,
-                    observer=_Beside(self, owner),
-                    selects=lambda record: record.nonce in nonces,
-                )
+                target = SweepTarget(api, run, self.settings.run_id, nonces)
+                sweep_run(target, policy, timeout=RUN_LIMIT, observer=_Beside(self, owner))
 
         thread = threading.Thread(target=sweep, name="sweep-beside", daemon=True)
         with self._lock:
@@ -362,13 +347,15 @@ class Broker:
         if not (has_remote_workers or any(record.state != "refused" for record in records)):
             return None
         run, api = self._open()
+        policy = SweepPolicy(
+            grace=0.0 if settings.local else LOST_GRACE,
+            at_once=settings.sweep_at_once,
+            always_lists=True,
+            ends_unrecorded=True,
+        )
         problem = sweep_run(
-            api,
-            run,
-            settings.run_id,
-            SweepPolicy(
-                grace=0.0 if settings.local else LOST_GRACE, at_once=settings.sweep_at_once, looks=True, adopts=True
-            ),
+            SweepTarget(api, run, settings.run_id),
+            policy,
             timeout=max(deadline - time.monotonic(), settings.sweep_timeout / 2),
             observer=observer,
         )
@@ -418,11 +405,10 @@ class Broker:
     def _reap_claimed(self, run: Run, observer: _Reaper, deadline: float) -> None:
         run, api = self._open()
         self.log(f"no process of the run is left: {describe(run.state)}")
+        ends_unrecorded = not self.settings.own_registry
         listing = sweep_run(
-            api,
-            run,
-            self.settings.run_id,
-            SweepPolicy("reaper", LONG_PAUSES, KILLED_GRACE, looks=True, adopts=not self.settings.own_registry),
+            SweepTarget(api, run, self.settings.run_id),
+            SweepPolicy("reaper", LONG_PAUSES, KILLED_GRACE, always_lists=True, ends_unrecorded=ends_unrecorded),
             timeout=deadline - time.monotonic(),
             observer=observer,
         )

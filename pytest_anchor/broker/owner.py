@@ -13,7 +13,8 @@ from ..background import DaemonThreadPool
 from ..budget.admission import Limits
 from ..budget.file_store import FileStore
 from ..budget.holders import SlotHolders
-from ..cleanup.sweep import END_TIMEOUT, SweepPolicy, end_sessions
+from ..cleanup.ending import END_TIMEOUT, end_sessions
+from ..cleanup.policy import SweepPolicy
 from ..configuration import with_tags
 from ..errors import AnchorAPIError, AnchorError, AnchorLostCreateError, AnchorRegistryError, printable
 from ..tags import TAG, new_nonce, new_tag, run_tag

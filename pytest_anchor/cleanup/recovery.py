@@ -13,7 +13,8 @@ from ..registry.journal import Run
 from ..registry.locks import is_live, is_run
 from ..registry.signatures import is_created_with, is_signed
 from ..settings import check_key
-from .sweep import SweepObserver, SweepPolicy, sweep_run
+from .policy import SweepObserver, SweepPolicy
+from .sweep import SweepTarget, sweep_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 GIVE_UP = 7 * 86400.0  # seconds after which no session of Anchor's can be running any more
 NEVER_WAS = 3600.0  # seconds after which a creation that the API's list does not show never took effect
 
-RECOVERY = SweepPolicy("recovery", adopts=True)
+RECOVERY = SweepPolicy("recovery", ends_unrecorded=True)
 
 
 class RecoveryObserver(SweepObserver):
@@ -165,8 +166,8 @@ def _recover(
         if mine:
             # Whoever edits a record can make it fit, but cannot seal it: what it does not know is another run's, then.
             signed = any(is_signed(api, run, one) for one in state.records.values())
-            policy = replace(policy, adopts=policy.adopts and signed)
-            done.problem = sweep_run(api, run, mine[0].run_id, policy, timeout=timeout, observer=observer)
+            policy = replace(policy, ends_unrecorded=policy.ends_unrecorded and signed)
+            done.problem = sweep_run(SweepTarget(api, run, mine[0].run_id), policy, timeout=timeout, observer=observer)
             if done.problem is None:
                 _forget_what_never_was(run)
     done.ended = [one for one in state.records.values() if one.state == "ended" and one.nonce not in before]

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import queue
 import re
 import shlex
 import sys
 import time
 from contextlib import suppress
-from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..background import DaemonThreadPool
 from ..errors import AnchorAPIError, AnchorConfigError, AnchorRegistryError, printable
 from ..reporting.progress import Console, Progress, write
 from ..settings import (
@@ -434,7 +431,7 @@ def _end_until_none_is_listed(
 
     :returns: how many were ended, and what is still listed.
     """
-    from ..cleanup.sweep import PAUSES
+    from ..cleanup.policy import PAUSES
 
     until = deadline - min(_LAST_LOOK, (deadline - time.monotonic()) / 4)
     progress = Progress(Console(sys.stderr))
@@ -476,40 +473,25 @@ def _end_all(
     :param again: whether those that fail will be tried again.
     :returns: what became of each, in the order of *sessions*.
     """
-    from ..cleanup.sweep import AT_ONCE, per_session_deadlines
+    from ..cleanup.ending import TOO_LATE, EndsSessions, end_in_parallel
 
-    share = per_session_deadlines(api, len(sessions), deadline, AT_ONCE, again=again)
-    done: queue.SimpleQueue[tuple[str, Ended | AnchorAPIError]] = queue.SimpleQueue()
+    class Ends(EndsSessions):
+        def end(self, session: str, deadline: float) -> Ended | AnchorAPIError:
+            try:
+                return api.end(session, sessions[session], deadline=deadline)
+            except AnchorAPIError as error:
+                return error
 
-    def work(one: str, tag: str) -> None:
-        try:
-            done.put((one, api.end(one, tag, deadline=share())))
-        except AnchorAPIError as error:
-            done.put((one, error))
+        def progress(self, done: int, total: int) -> None:
+            progress(done, total)
 
-    outcomes: Outcomes = {
-        one: AnchorAPIError(
-            f"end session {printable(one)}",
-            message="no answer within the time there was for it",
-            remedy="Try again, with a longer --timeout.",
-        )
-        for one in sessions
-    }
-    answered = 0
-    pool = DaemonThreadPool(AT_ONCE, "pytest-anchor-end")
     try:
-        for one, tag in sessions.items():
-            pool.submit(partial(work, one, tag))
-        while answered < len(outcomes) and (left := deadline - time.monotonic()) > 0:
-            with suppress(queue.Empty):
-                one, outcome = done.get(timeout=min(left, _TICK))
-                outcomes[one] = outcome
-                answered += 1
-            progress(answered, len(outcomes))
+        outcomes = end_in_parallel(sessions, Ends(), api, deadline=deadline, again=again)
     finally:
-        pool.stop()
         progress.clear()
-    return outcomes
+    remedy = "Try again, with a longer --timeout."
+    late = {one: AnchorAPIError(f"end session {printable(one)}", message=TOO_LATE, remedy=remedy) for one in sessions}
+    return {one: outcomes.get(one, late[one]) for one in sessions}
 
 
 def _print_ended(session_id: str, ended: Ended, already: str = "already over") -> None:

@@ -19,8 +19,9 @@ from pytest_anchor.api import AnchorAPI
 from pytest_anchor.broker import broker as broker_module
 from pytest_anchor.broker.broker import Broker
 from pytest_anchor.broker.processes import Process
+from pytest_anchor.cleanup.policy import SweepPolicy
 from pytest_anchor.cleanup.recovery import recover
-from pytest_anchor.cleanup.sweep import SweepPolicy, sweep_run
+from pytest_anchor.cleanup.sweep import SweepTarget, sweep_run
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.settings import Settings
 from pytest_anchor.tags import run_tag
@@ -57,7 +58,7 @@ def sessions_of(server: FaultServer, run: Run) -> list[str]:
 
 def sweep(api: AnchorAPI, run: Run) -> None:
     """What the reaper does."""
-    assert sweep_run(api, run, run.folder.name, SweepPolicy("reaper", (0.1,), GRACE), timeout=10.0) is None
+    assert sweep_run(SweepTarget(api, run, run.folder.name), SweepPolicy("reaper", (0.1,), GRACE), timeout=10.0) is None
 
 
 def recovery(api: AnchorAPI, run: Run) -> None:

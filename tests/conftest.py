@@ -16,6 +16,7 @@ from fault_server import KEY, FaultServer
 from processes import forget_the_machine
 from real_runs import processes_in
 from real_runs import until as wait_until
+from settings_for import settings_for
 
 from pytest_anchor import settings as settings_module
 from pytest_anchor.api import AnchorAPI
@@ -81,15 +82,11 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 @pytest.fixture
 def settings(server: FaultServer, tmp_path: Path) -> Settings:
-    return Settings(
+    return settings_for(
+        tmp_path / "registry" / "inv",
         run_id="r1",
-        folder=tmp_path / "registry" / "inv",
-        owner="main",
         base_url=server.url,
         api_key=KEY,
-        local=False,
-        chromium="",
-        on_leak="fail",
         sweep_timeout=5.0,
         reaper=False,
         max_sessions=0,

@@ -11,9 +11,10 @@ from sweeps import Observer, states, swept
 
 from pytest_anchor.api import AnchorAPI
 from pytest_anchor.cleanup.ending import TOO_LATE, end_sessions
-from pytest_anchor.cleanup.policy import AT_ONCE, SweepPolicy
+from pytest_anchor.cleanup.policy import SweepPolicy
 from pytest_anchor.cleanup.sweep import SweepTarget, mark_all_ended, mark_lost_refused, reconcile_with_api
 from pytest_anchor.registry.journal import Run
+from pytest_anchor.settings import SWEEP_AT_ONCE
 from pytest_anchor.tags import TAG, new_tag, run_tag
 
 
@@ -63,9 +64,9 @@ def test_a_list_that_ignores_the_filter_ends_no_strangers(server, api, run):
 
 
 def test_ending_goes_on_in_parallel(server, api, run):
-    for n in range(AT_ONCE):
+    for n in range(SWEEP_AT_ONCE):
         opened(server, api, run, f"inv-{n}")
-    together = threading.Barrier(AT_ONCE)
+    together = threading.Barrier(SWEEP_AT_ONCE)
 
     def wait_for_all(_handler, act):
         together.wait(10)  # fails if any of them waits for another
@@ -74,7 +75,7 @@ def test_ending_goes_on_in_parallel(server, api, run):
     server.fail_always("DELETE", wait_for_all)
     assert swept(api, run, timeout=20)[0] is None
     assert server.alive == []
-    assert server.count("DELETE") == AT_ONCE
+    assert server.count("DELETE") == SWEEP_AT_ONCE
 
 
 def test_passing_trouble_is_outlasted(server, api, run):

@@ -8,7 +8,8 @@ from records import lost, opened
 from sweeps import Observer, swept
 
 from pytest_anchor.cleanup.ending import TOO_LATE, end_sessions, per_session_deadlines
-from pytest_anchor.cleanup.policy import AT_ONCE, SweepObserver, SweepPolicy
+from pytest_anchor.cleanup.policy import SweepObserver, SweepPolicy
+from pytest_anchor.settings import SWEEP_AT_ONCE
 
 
 def test_those_that_hang_leave_time_for_the_others(server, api, run):
@@ -157,7 +158,7 @@ def test_connections_are_kept_alive(server, api, run):
         opened(server, api, run, f"inv-{n}")
     assert swept(api, run, timeout=60)[0] is None
     assert server.count("DELETE") == 80
-    assert server.connections <= AT_ONCE
+    assert server.connections <= SWEEP_AT_ONCE
 
 
 def test_so_are_many(server, api, run, caplog):
@@ -184,7 +185,7 @@ def test_while_the_api_asks_to_wait_nothing_is_sent(server, api, run):
     journal = run.folder / "journal.jsonl"
     size = len(journal.read_bytes().splitlines())
     problem, took = swept(api, run, timeout=4)
-    assert len(server.requests) <= AT_ONCE
+    assert len(server.requests) <= SWEEP_AT_ONCE
     assert problem.status == 429
     assert took < 3  # nothing can change any more
     left = run.read().records.values()
@@ -216,4 +217,4 @@ def test_after_the_pause_a_sweep_goes_on(server, api, run):
     times = [when for when, (method, _) in zip(server.times, server.requests, strict=True) if method == "DELETE"]
     gap = max(later - earlier for earlier, later in pairwise(times))
     assert gap >= 0.7
-    assert len(times) <= 40 + 2 * AT_ONCE
+    assert len(times) <= 40 + 2 * SWEEP_AT_ONCE

@@ -13,8 +13,9 @@ from ..api import Ended
 from ..background import DaemonThreadPool
 from ..errors import AnchorAPIError, AnchorRegistryError
 from ..registry.signatures import is_signed
+from ..settings import SWEEP_AT_ONCE
 from ..tags import new_tag
-from .policy import AT_ONCE, SweepObserver
+from .policy import SweepObserver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -61,7 +62,7 @@ def end_in_parallel(
     api: AnchorAPI,
     *,
     deadline: float,
-    at_once: int = AT_ONCE,
+    at_once: int = SWEEP_AT_ONCE,
     again: bool = False,
 ) -> dict[str, Outcome]:
     """End *sessions*, several at once, and return what became of each; those are missing that were not done in time.

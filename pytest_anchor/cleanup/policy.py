@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-AT_ONCE = 16  # sessions that are ended at the same time
+from ..settings import SWEEP_AT_ONCE
+
 LOST_GRACE = 10.0  # seconds after a creation was lost in which it may still turn up in the API's list
 PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0)  # seconds between the rounds of a sweep; the last repeats
 
@@ -29,7 +30,7 @@ class SweepPolicy:
     ended_by: str = "sweep"
     pauses: tuple[float, ...] = PAUSES
     grace: float = LOST_GRACE
-    at_once: int = AT_ONCE
+    at_once: int = SWEEP_AT_ONCE
     always_lists: bool = False
     ends_unrecorded: bool = False
 

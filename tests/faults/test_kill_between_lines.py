@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from fault_server import KEY, FaultServer
 from real_runs import environment
+from settings_for import settings_for
 
 from pytest_anchor.api import AnchorAPI
 from pytest_anchor.broker import broker as broker_module
@@ -68,18 +69,7 @@ def recovery(api: AnchorAPI, run: Run) -> None:
 
 def takeover(api: AnchorAPI, run: Run) -> None:
     """What the next broker of the same run does, with no process of the run alive any more."""
-    settings = Settings(
-        run_id=run.folder.name,
-        folder=run.folder,
-        owner="main",
-        base_url=api.base_url,
-        api_key=KEY,
-        local=False,
-        chromium="",
-        on_leak="fail",
-        sweep_timeout=10.0,
-        reaper=True,
-    )
+    settings = settings_for(run.folder, base_url=api.base_url, api_key=KEY, sweep_timeout=10.0, max_sessions=None)
     over = threading.Event()
     broker = Broker(settings, over.set)
     broker.start(Process("main", NO_PROCESS))

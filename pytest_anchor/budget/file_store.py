@@ -16,9 +16,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from filelock import Timeout
-
-from ..registry.file_lock import LOCK_TIMEOUT, guarded
+from ..registry.file_lock import LOCK_TIMEOUT, LockTimeoutError, guarded
 from ..registry.locks import open_file
 from .rules import keep_own, merge
 from .state import State, dump, parse
@@ -62,7 +60,7 @@ class FileStore:
                 file = stack.enter_context(guarded(self._path, self._lock_timeout))
                 state = parse(_first_line(os.pread(file, MAX_FILE, 0)))
                 self._lock_timeout = LOCK_TIMEOUT
-            except Timeout:
+            except LockTimeoutError:
                 state = self._memory
                 self._lock_timeout = 0.0  # it was waited for once; a process that is stopped holds nobody up twice
             except OSError:

@@ -22,9 +22,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from filelock import Timeout
-
-from .file_lock import LOCK_TIMEOUT, guarded
+from .file_lock import LOCK_TIMEOUT, LockTimeoutError, guarded
 from .folders import check_file, make_folder, unusable
 from .locks import BROKER_LOCK, JOURNAL, JOURNAL_LOCK, SWEEP_LOCK, hold, is_live
 from .records import Record, State
@@ -66,11 +64,11 @@ class Run:
             deadline = time.monotonic() + LOCK_TIMEOUT
             while (lock := hold(self.folder / BROKER_LOCK)) is None:
                 if time.monotonic() > deadline:
-                    raise Timeout(str(self.folder / BROKER_LOCK))
+                    raise LockTimeoutError(str(self.folder / BROKER_LOCK))
             self._broker_lock = lock
             with self._guarded():
                 self._folder_inode = self.folder_inode
-        except (OSError, Timeout) as error:
+        except OSError as error:
             raise unusable(self.folder.parent, error) from error
 
     def leave(self) -> None:
@@ -158,7 +156,7 @@ class Run:
                 if "folder_inode" in line:
                     line["folder_inode"] = self.folder_inode
                 self._append(line, deadline)
-        except (OSError, Timeout) as error:
+        except OSError as error:
             raise unusable(self.folder, error) from error
 
     def _append(self, event: dict[str, Any], deadline: float) -> None:
@@ -273,6 +271,6 @@ class Run:
             with guarded(self.folder / JOURNAL_LOCK, patience):
                 self._lock_timeout = LOCK_TIMEOUT
                 yield
-        except Timeout:
+        except LockTimeoutError:
             self._lock_timeout = 0.0  # who waited once in vain does not do so for each of a hundred records
             raise

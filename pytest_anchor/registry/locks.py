@@ -163,7 +163,7 @@ def hold(path: str | os.PathLike[str]) -> int | None:
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
     for _ in range(_ATTEMPTS):
-        if _lock(fd, fcntl.LOCK_EX):
+        if try_lock(fd):
             return fd
         time.sleep(_PAUSE)
     os.close(fd)
@@ -179,7 +179,7 @@ def is_held(path: str | os.PathLike[str]) -> bool:
     if fd is None:
         return False
     try:
-        return not _lock(fd, fcntl.LOCK_SH)
+        return not try_lock(fd, shared=True)
     finally:
         os.close(fd)
 
@@ -212,9 +212,21 @@ def _open(path: str | os.PathLike[str]) -> int | None:
     return None
 
 
-def _lock(fd: int, how: int) -> bool:
+def try_lock(fd: int, *, shared: bool = False) -> bool:
+    """Lock an open file, unless another process holds its lock.
+
+    :returns: whether it did.
+    :raises OSError: the file system has no locks.
+    """
     try:
-        fcntl.flock(fd, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):  # the latter by some network file systems
+            return False
+        raise
     return True
+
+
+def unlock(fd: int) -> None:
+    """Release the lock that :func:`try_lock` took."""
+    fcntl.flock(fd, fcntl.LOCK_UN)

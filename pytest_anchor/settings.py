@@ -39,7 +39,7 @@ _CI = {
 
 
 class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which every run with this plugin would pay
-    """What one process of a run was told; what the options leave open, :mod:`.plugin.options` decides.
+    """The settings of one process of a run; :mod:`.plugin.options` has the defaults.
 
     :param run_id: names the run in the sessions' tags.
     :param folder: where the run keeps its journal; made when the first session is asked for.
@@ -52,9 +52,9 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     :param sweep_timeout: seconds that the final sweep may take.
     :param reaper: whether a process watches the run and sweeps if it is killed.
     :param sweep_at_once: sessions that it ends at the same time.
-    :param create_timeout: seconds that a creation may wait for what the plan allows.
+    :param create_timeout: seconds that a creation may wait for the plan's limits.
     :param create_retries: how often a creation that met a transient failure is tried again.
-    :param max_sessions: sessions at once over all that share the registry; ``None`` as the plan says, 0 for no cap.
+    :param max_sessions: sessions at once in all runs of the registry; ``None`` for the plan's number, 0 for no cap.
     :param prefetch: sessions that a process creates ahead, at most.
     :param end_in_background: whether a teardown leaves its sessions' end to the background.
     :param own_registry: whether this is a worker that keeps its own, as it sees another disk than the controller.
@@ -193,7 +193,7 @@ def check_key(key: str | None) -> str:
 def check_base_url(value: str) -> str:
     """Return *value* without its trailing slash if the key may be sent there.
 
-    :raises AnchorConfigError: it is no http(s) URL, or plain http to another machine.
+    :raises AnchorConfigError: it is not an http(s) URL, or plain http to another machine.
     """
     if value == DEFAULT_BASE_URL:
         return value
@@ -213,7 +213,7 @@ def check_base_url(value: str) -> str:
         or " " in value
     ):
         raise AnchorConfigError(
-            f"the base URL {shown!r} is no http:// or https:// URL; the default is {DEFAULT_BASE_URL}"
+            f"the base URL {shown!r} is not an http:// or https:// URL; the default is {DEFAULT_BASE_URL}"
         )
     if parts.username is not None or "?" in value or "#" in value:
         raise AnchorConfigError(f"the base URL for {host!r} may have a path, but no user, query or fragment")

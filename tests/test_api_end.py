@@ -17,7 +17,7 @@ from pytest_anchor.errors import AnchorAPIError
 @pytest.mark.parametrize("value", NO_IDS)
 def test_a_hostile_id_never_reaches_the_server(server, api, value):
     stranger = server.add("theirs")
-    with pytest.raises(AnchorAPIError, match="this is no session id, and was not sent") as caught:
+    with pytest.raises(AnchorAPIError, match="this is not a session id, and was not sent") as caught:
         api.end(value, TAG, deadline=later())
     assert str(caught.value).isprintable()
     assert server.requests == []
@@ -99,7 +99,7 @@ def test_the_tries_are_those_of_the_ending(server, api):
 def test_a_list_that_cannot_be_read_settles_nothing(server, api):
     server.fail("DELETE", fs.status(401))
     server.fail("GET", fs.body(b"<html>"))
-    with pytest.raises(AnchorAPIError, match="end session abc: HTTP 200: “not JSON: <html>”. This is no answer"):
+    with pytest.raises(AnchorAPIError, match="end session abc: HTTP 200: “not JSON: <html>”. This is not an answer"):
         api.end("abc", TAG, deadline=later())
 
 

@@ -148,7 +148,7 @@ def put_somebody_elses_file(path):
     ("put", "why"),
     [
         (put_a_link, "Too many levels of symbolic links"),
-        (os.mkfifo, "its journal.jsonl is no file"),
+        (os.mkfifo, "its journal.jsonl is not a file"),
         (os.mkdir, "directory"),
         pytest.param(put_somebody_elses_file, "belongs to user 65534, not to 0", marks=root_only),
     ],

@@ -107,7 +107,7 @@ CREATED = {"event": "created", "nonce": "y", "id": "abc", "signature": "s"}
 LOST = {"event": "lost", "nonce": "y", "time": 1, "error": ERROR}
 FAILED = {"event": "failed", "nonce": "y", "error": ERROR}
 ENDED = {"event": "ended", "nonce": "y", "ended_by": "test", "already": False}
-WAITED = {"event": "waited", "nonce": "y", "seconds": 1.5}
+WAITED = {"event": "waited", "nonce": "y", "rate": 1.5, "slot": 0.5}
 
 
 @pytest.mark.parametrize("line", [INTENT, CREATED, LOST, FAILED, ENDED], ids=lambda line: line["event"])
@@ -144,8 +144,8 @@ GARBAGE = [
     journal_line(INTENT, time=10**400),
     journal_line(INTENT, folder_inode="here"),
     *(journal_line(INTENT, retried=one) for one in (-1, 10**7, "often", 1e999)),
-    *(journal_line(WAITED, seconds=one) for one in (-0.1, 10**7, "long", float("nan"), [])),
-    journal_line(WAITED, seconds=None),
+    *(journal_line(WAITED, rate=one) for one in (-0.1, 10**7, "long", float("nan"), [])),
+    journal_line(WAITED, slot=None),
     *(journal_line(one, nonce="é") for one in (INTENT, CREATED, WAITED)),
     journal_line(INTENT)[:-1],
     *(journal_line(CREATED, id=one) for one in [*NO_IDS, 7, True, ["all"], {}]),

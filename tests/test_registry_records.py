@@ -75,8 +75,8 @@ def test_a_creation_ahead_is_a_tests_once_it_is_taken(run):
 
 
 def test_what_was_waited_is_no_record_of_a_session(run):
-    run.append("waited", "n1", seconds=1.5)
-    assert (run.read().waits, run.state.records) == ({"n1": 1.5}, {})
+    run.append("waited", "n1", rate=1.5, slot=0.25)
+    assert (run.read().waits, run.state.records) == ({"n1": (1.5, 0.25)}, {})
     assert run.state.settled
 
 

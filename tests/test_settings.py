@@ -256,7 +256,7 @@ def test_base_urls_that_may_be_used(value, kept):
     ],
 )
 def test_what_is_no_url_is_refused_in_a_printable_sentence(value):
-    with pytest.raises(AnchorConfigError, match="is no http:// or https:// URL; the default is") as caught:
+    with pytest.raises(AnchorConfigError, match="is not an http:// or https:// URL; the default is") as caught:
         check_base_url(value)
     assert str(caught.value).isprintable()
 

@@ -27,7 +27,7 @@ MAX_RETRIES = 3  # of a call that failed otherwise than by a 429
 BACKOFF = 0.25  # seconds; the first retry follows at once, the second after twice as long, and so on
 MAX_RETRY_AFTER = 30.0  # seconds; a server that asks for more is asked again sooner
 FIRST_PAUSE = 0.25  # seconds after a 429 at least; doubled with each that the same call meets
-WAKE_JITTER = 0.1  # seconds over which those who waited begin again
+WAKE_JITTER = 0.1  # seconds over which the calls that waited begin again
 
 RATE_REMEDY = "The plan's limit is reached: run fewer workers, or end sessions that are not needed."
 _NO_ANSWER_REMEDY = "Check the network and the base URL (ANCHORBROWSER_BASE_URL, --anchor-base-url)."
@@ -42,7 +42,7 @@ class Answer(NamedTuple):
     tries: int
     date: str  # the header
     retry_after: float | None  # seconds
-    limit: Limit | None  # what a 429 tells
+    limit: Limit | None  # of a 429
 
     def __repr__(self) -> str:
         return f"<answer {self.status}>"  # the API may have repeated the key in it
@@ -69,7 +69,7 @@ class Call(CallContext):
         return max(0.05, self.deadline - time.monotonic())
 
     def pause_after(self, limit: Limit) -> float:
-        """Seconds for which the API is left alone after this call met a 429 that told of a *limit*."""
+        """Seconds for which the API is left alone after this call met a 429 with this *limit*."""
         least, self._pause = self._pause, 2 * self._pause
         wait = max(least * random.uniform(1.0, 1.5), limit.retry_after or 0.0)  # noqa: S311 - no secret
         return min(wait, MAX_RETRY_AFTER)
@@ -151,7 +151,7 @@ class Caller:
 
     @property
     def pause(self) -> Pause:
-        """The pause that a 429 asked for, of nothing but creations."""
+        """The pause that a 429 asked for; it does not hold for creations."""
         return self._here().pause
 
     def without_key(self, text: str) -> str:
@@ -250,7 +250,7 @@ class Caller:
 
 
 def lost(error: AnchorAPIError) -> AnchorLostCreateError:
-    """The same, for a creation that may have taken effect."""
+    """The same error, for a creation that may have taken effect."""
     return AnchorLostCreateError(
         error.what,
         status=error.status,

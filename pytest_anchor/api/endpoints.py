@@ -38,7 +38,7 @@ _REMEDIES = {
     429: RATE_REMEDY,
 }
 _SERVER_REMEDY = "The trouble is at the API's side: try again, and tell Anchor's support if it lasts."
-_ANSWER_REMEDY = "This is no answer of Anchor's API: check the base URL and any proxy between."
+_ANSWER_REMEDY = "This is not an answer of Anchor's API: check the base URL and any proxy between."
 
 
 class AnchorAPI:
@@ -63,11 +63,11 @@ class AnchorAPI:
 
     @cached_property
     def account(self) -> str:
-        """What all processes call the account in a file's name."""
+        """Names the account in file names, alike in all processes."""
         return sha256(f"{self.base_url}\n{self.fingerprint}".encode()).hexdigest()[:16]
 
     def sign(self, *words: str) -> str:
-        """What proves to a holder of the key that a holder of the key wrote *words*, for this base URL."""
+        """A signature of *words* for this base URL, which takes the key to make and to check."""
         text = "\n".join((self.base_url, *words))
         return hmac.digest(self._key.encode(), text.encode("utf-8", "surrogatepass"), "sha256").hex()[:32]
 
@@ -101,7 +101,7 @@ class AnchorAPI:
         return Created(data["id"], *urls)
 
     def end(self, session_id: str, tag: str, *, deadline: float) -> Ended:
-        """End a session and say what is known of it afterwards.
+        """End a session and return what is known of it afterwards.
 
         The API answers 401 both to a bad key and to a session that is unknown or over; what it
         answers to a session that is over is not documented at all. So everything but a clear
@@ -117,7 +117,7 @@ class AnchorAPI:
         if not is_session_id(session_id):
             raise AnchorAPIError(
                 f"end session {printable(repr(session_id), 80)}",
-                message="this is no session id, and was not sent",
+                message="this is not a session id, and was not sent",
                 remedy="Look at the account's sessions in Anchor's dashboard.",
             )
         answer = self._caller.call("DELETE", f"/v1/sessions/{session_id}", what, deadline=deadline)
@@ -125,7 +125,7 @@ class AnchorAPI:
         if success and (not answer.body or (isinstance(answer.data, dict) and "error" not in answer.data)):
             return Ended(already=False)
         refused = self._error(what, answer)
-        unknown = answer.status in (401, 404, 410)  # what it says of a session that it does not know
+        unknown = answer.status in (401, 404, 410)  # its answers for a session that it does not know
         try:
             listed = [one for one in self.sessions_with_tag(tag, deadline=deadline) if one.id == session_id]
         except AnchorAPIError as error:

@@ -1,4 +1,4 @@
-"""What went wrong where no usable answer came: whether it is worth another attempt, and in words."""
+"""Failures to get a usable answer: whether one is worth another attempt, and how to describe it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAILURES = (
     OverflowError,
     TooLongError,
 )
-# Those of the network: a proxy's URL that cannot be parsed, or a certificate file that is missing, will not pass.
+# Those of the network: a proxy's URL that cannot be parsed, or a certificate file that is missing, will fail again.
 _TRANSIENT = (
     requests.ConnectionError,
     requests.Timeout,
@@ -50,7 +50,7 @@ def describe(error: BaseException) -> str:
     timeouts = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
     if not no_connection and any(isinstance(one, timeouts) for one in chain):
         return "no answer in time"
-    # The innermost says what the system said; those around it repeat it with their object's address.
+    # The innermost has the system's words; the others repeat them with an object's address.
     inner = next((one for one in reversed(chain) if isinstance(one, OSError) and one.strerror), chain[-1])
     text = (isinstance(inner, OSError) and inner.strerror) or str(inner) or type(inner).__name__
     text = re.sub(r"//[^/@\s]*@", "//***@", text)  # of a proxy's URL

@@ -1,4 +1,4 @@
-"""What headers tell of times and limits; whatever they hold, nothing here raises."""
+"""Times and limits from headers; whatever they hold, nothing here raises."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import Limit
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-MAX_WAIT = 3600.0  # seconds; what asks for a longer wait is not a Retry-After that can be meant
+MAX_WAIT = 3600.0  # seconds; a longer Retry-After cannot be meant
 MAX_POLICY = 4096  # characters of a RateLimit-Policy
 MAX_QUOTA = 100_000  # requests
 MAX_WINDOW = 24 * 3600.0  # seconds
@@ -22,16 +22,16 @@ _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _WINDOW = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 _OPAQUE = re.compile(r'"(?:[^"\\]|\\.)*"?|:[A-Za-z0-9+/=]*:')  # quoted strings and byte sequences
 
-# RFC 3339, and what of ISO 8601 is written often. Without an offset it tells no moment.
+# RFC 3339, and what of ISO 8601 is written often. Without an offset it is ambiguous.
 _MOMENT = re.compile(
     r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)([.,]\d+)?(?:Z|([+-]\d\d)(?::?(\d\d))?)", re.ASCII | re.IGNORECASE
 )
 
 
 def parse_limit(headers: Mapping[str, str]) -> Limit:
-    """What the headers of a 429 tell of the limit that was met."""
+    """The limit that the headers of a 429 describe."""
     policies = list(_policies(headers.get("RateLimit-Policy", "")))
-    # Of several the shortest paces; of a longer one, Retry-After tells.
+    # Of several policies the shortest one sets the pace; for a longer one there is Retry-After.
     quota, window = min(policies, key=lambda policy: (policy[1], policy[0]), default=(None, None))
     seconds = parse_retry_after(headers)
     return Limit(None if seconds is None or seconds > MAX_WAIT else seconds, quota, window)
@@ -80,8 +80,8 @@ def _policies(header: str) -> Iterator[tuple[int, float]]:
         return
     for policy in _OPAQUE.sub("''", header).split(","):
         first, *rest = (part.strip() for part in policy.split(";"))
-        told = dict(part.partition("=")[::2] for part in (first if "=" in first else f"q={first}", *rest))
-        quota, window = told.get("q", ""), told.get("w", "")
+        parameters = dict(part.partition("=")[::2] for part in (first if "=" in first else f"q={first}", *rest))
+        quota, window = parameters.get("q", ""), parameters.get("w", "")
         if not (re.fullmatch("[0-9]{1,6}", quota) and _WINDOW.fullmatch(window)):
             continue
         if 1 <= int(quota) <= MAX_QUOTA and 0 < float(window) <= MAX_WINDOW:

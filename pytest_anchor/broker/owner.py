@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 RETRY_PAUSE = 0.25  # seconds before a creation that failed is tried again; doubled each time
 END_AGAIN = 2.0  # seconds between attempts to end what a teardown could not, while a test waits for its slot
-POLL_INTERVAL = 0.25  # seconds between looks at whether any does
+POLL_INTERVAL = 0.25  # seconds between checks whether one does
 ENDS_AT_ONCE = 16  # sessions that are ended in the background at the same time
 WORTH_REPORTING = 0.1  # seconds of waiting
 
@@ -60,7 +60,7 @@ class Session:
 
 
 class Request:
-    """What the process that asks for a session tells about itself, and is told meanwhile.
+    """A request for a session, as the process behind it sees it.
 
     :param test: the test that asks.
     :param is_self_blocked: whether its process can end no session while it waits.
@@ -75,7 +75,7 @@ class Request:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether there is no use in waiting, since the process does not."""
+        """Whether the process does not wait any more."""
         return False
 
 
@@ -84,7 +84,7 @@ class Owner:
 
     :param name: ``main``, or an xdist worker's ``gw0``, ``gw1``…
     :param lives: whether the process of the run with a given name lives.
-    :param look_for: starts to look for a creation, by its nonce, whose answer was lost.
+    :param find_lost: starts the search for the session of a creation, by its nonce, whose answer was lost.
     """
 
     def __init__(
@@ -96,13 +96,13 @@ class Owner:
         cap: int,
         *,
         lives: Callable[[str], bool] = lambda _name: True,
-        look_for: Callable[[str], object] = lambda _nonce: None,
+        find_lost: Callable[[str], object] = lambda _nonce: None,
     ) -> None:
         self.name = name
         self.settings = settings
         self._run = run
         self._api = api
-        self._look_for = look_for
+        self._find_lost = find_lost
         self.limits = Limits(
             FileStore(run.folder if settings.local else run.folder.parent, api.account, run.folder.name, name),
             SlotHolders(run.folder, name, api.base_url, lives),
@@ -113,9 +113,9 @@ class Owner:
         self._prefetch: Prefetch[Session] | None = None
         self._ends = DaemonThreadPool(ENDS_AT_ONCE, "ends")
         self._failed_ends: list[Session] = []  # of teardowns
-        self._next_attempt = 0.0  # when those may be tried again, in ``time.monotonic()`` seconds
-        self._retry_thread: threading.Thread | None = None  # of those
-        self.sessions: dict[str, Session] = {}  # that are not known to be over, by nonce
+        self._next_attempt = 0.0  # when the failed ends may be tried again, in ``time.monotonic()`` seconds
+        self._retry_thread: threading.Thread | None = None  # that tries them again
+        self.sessions: dict[str, Session] = {}  # not confirmed to be over, by nonce
         self._unconfirmed_creates: set[str] = set()  # nonces
         self._over = threading.Event()
 
@@ -164,8 +164,9 @@ class Owner:
                 nonce = new_nonce(run.folder.name)
         finally:
             if admission.seconds >= WORTH_REPORTING:
+                rate, slot = round(admission.seconds - admission.slot_seconds, 3), round(admission.slot_seconds, 3)
                 with suppress(AnchorRegistryError):
-                    run.append("waited", nonce, seconds=round(admission.seconds, 3))
+                    run.append("waited", nonce, rate=rate, slot=slot)
 
     def _wait_for_retry(self, nonce: str, error: AnchorLostCreateError, deadline: float) -> bool:
         """Look for what was lost, and wait a moment.
@@ -176,7 +177,7 @@ class Owner:
         pause = RETRY_PAUSE * 2 ** (error.tries - 1)
         if is_redirect or error.tries > self.settings.create_retries or time.monotonic() + pause >= deadline:
             return False
-        self._look_for(nonce)
+        self._find_lost(nonce)
         return not self._over.wait(pause)
 
     def _create(self, nonce: str, config: Mapping[str, Any], test: str, **marks: Any) -> Session:
@@ -231,7 +232,7 @@ class Owner:
         """Create ahead what the next tests will ask for.
 
         :param current: what the test that begins will ask for; ``None`` if it needs nothing more.
-        :param upcoming: what those after it will.
+        :param upcoming: what the tests after it will ask for.
         """
         with self._lock:
             if self._prefetch is None:
@@ -255,7 +256,7 @@ class Owner:
             return None
 
     def end(self, nonces: Iterable[str], *, ended_by: str, timeout: float) -> dict[str, AnchorAPIError]:
-        """End sessions within *timeout* seconds in all, and return those that failed, by their nonces."""
+        """End sessions within *timeout* seconds in all, and return the failures by nonce."""
         sessions = [session for nonce in nonces if (session := self.sessions.get(nonce))]
         if len(sessions) != 1:
             return self._end(sessions, ended_by, timeout) if sessions else {}
@@ -277,7 +278,7 @@ class Owner:
         return failures
 
     def release_slots(self, nonces: Sequence[str]) -> None:
-        """Take in that sessions are over: their slots are free."""
+        """Release the slots of sessions that are over."""
         self.limits.release_slots(nonces)
         with self._lock:
             for nonce in nonces:
@@ -318,7 +319,7 @@ class Owner:
 
     @property
     def left(self) -> set[str]:
-        """The nonces of what may live."""
+        """The nonces of the sessions that may still run."""
         with self._lock:
             return self.sessions.keys() | self._unconfirmed_creates
 
@@ -328,7 +329,7 @@ class Owner:
             self._over.set()
 
     def finish(self, timeout: float) -> None:
-        """Begin nothing more, end what no test took, and wait for the ends under way; what is left is the sweep's.
+        """Begin nothing more, end what no test took, and wait for the ends under way; the sweep does the rest.
 
         :param timeout: seconds.
         """

@@ -1,4 +1,4 @@
-"""Waits until a creation may begin: its place in the queue, the polls, and what it says while it waits."""
+"""Waits until a creation may begin: its place in the queue, the polls, and the reports while it waits."""
 
 from __future__ import annotations
 
@@ -140,6 +140,7 @@ class Admission:
     """One creation's place in the queue, for all its attempts.
 
     :ivar seconds: how long it has waited.
+    :ivar slot_seconds: how much of that for a session to end.
     :ivar began: when its last attempt began, in seconds since the epoch.
     :ivar refusal: what the API answered to it.
     :ivar ticket: names the place, whatever becomes of the store.
@@ -148,7 +149,7 @@ class Admission:
 
     def __init__(self, limits: Limits, test: str, report_wait: Callable[[str], None]) -> None:
         self.test = test
-        self.seconds = self.began = 0.0
+        self.seconds = self.slot_seconds = self.began = 0.0
         self.refusal = ""
         self.ticket = os.urandom(8).hex()
         self.number = 0
@@ -171,17 +172,23 @@ class Admission:
         limits, before, start = self._limits, self.seconds, time.monotonic()
         try:
             while (decision := self._poll(nonce, self_blocked=self_blocked)).began is None:
-                self.seconds = before + time.monotonic() - start
+                self._record_wait(before + time.monotonic() - start, decision)
                 if decision.is_hopeless or self.remaining <= 0:
                     raise AnchorLimitError(self._describe_failure(decision))
                 if self.seconds > REPORT_AFTER:
                     self._report_wait(f"{self.test} waits for {describe(decision, limits.cap)}")
                 between_polls(waits_for_slot=decision.waits_for_slot)
                 time.sleep(min(decision.poll_in, max(self.remaining, 0.0)))
+                self._record_wait(before + time.monotonic() - start, decision)
             self.began = decision.began
         except BaseException:
             limits.leave_queue(self.ticket, nonce)
             raise
+
+    def _record_wait(self, seconds: float, decision: AdmissionDecision) -> None:
+        if decision.blocked_by == "slot":
+            self.slot_seconds += seconds - self.seconds
+        self.seconds = seconds
 
     def _poll(self, nonce: str, *, self_blocked: bool) -> AdmissionDecision:
         limits = self._limits

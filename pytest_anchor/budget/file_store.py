@@ -62,7 +62,7 @@ class FileStore:
                 self._lock_timeout = LOCK_TIMEOUT
             except LockTimeoutError:
                 state = self._memory
-                self._lock_timeout = 0.0  # it was waited for once; a process that is stopped holds nobody up twice
+                self._lock_timeout = 0.0  # a process that is stopped is waited for once
             except OSError:
                 state, file = keep_own(self._memory, self._run, self._owner), None
                 self._lock_timeout = 0.0

@@ -55,7 +55,7 @@ class SlotHolders:
         with suppress(AnchorRegistryError):
             record = journal.read().records.get(nonce)
             return record is None or not record.open
-        return False  # a record that cannot be read tells of no end
+        return False  # a record that cannot be read does not show an end
 
     def describe(self, slots: Mapping[str, Slot]) -> str:
         """Which processes hold *slots*, in words."""

@@ -75,7 +75,7 @@ class AdmissionDecision:
     :param number: the place in the queue.
     :param began: when the creation began, ``None`` if it has to wait.
     :param poll_in: seconds until it is worth to ask again.
-    :param blocked_by: what it waits for: the API's ``rate``, a ``slot``, or those before it in the ``queue``.
+    :param blocked_by: what it waits for: the API's ``rate``, a ``slot``, or the entries before it in the ``queue``.
     :param waits_for_slot: whether all slots are taken, whatever else it waits for.
     :param starts_in: seconds until the rate allows the next creation.
     :param is_too_late: whether that is later than it may wait.
@@ -84,7 +84,7 @@ class AdmissionDecision:
     :param holdings: the tests that wait for each other, or for themselves.
     :param quota: creations that the API allows in a window, 0 where that is not known.
     :param window: its length in seconds.
-    :param slots: those that are taken.
+    :param slots: the slots that are taken, by nonce.
     """
 
     number: int
@@ -102,7 +102,7 @@ class AdmissionDecision:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether there is no use in waiting."""
+        """Whether waiting is of no use."""
         return self.is_too_late or bool(self.deadlock)
 
 
@@ -213,7 +213,7 @@ def record_rate_limited(
     """Take in that the API answered 429 to a creation: there is no session, and others are to wait.
 
     :param began: when the creation did.
-    :param chance: from 0 to 1: those who wait are not to come back all at once.
+    :param chance: from 0 to 1: the part of the jitter to add, so that not all come back at once.
     """
     state = expire(state, now)
     state = state._replace(

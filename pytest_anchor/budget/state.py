@@ -33,7 +33,7 @@ class Slot(NamedTuple):
 class QueueEntry(NamedTuple):
     """A creation that waits.
 
-    :param number: its place: who asked first has the lowest.
+    :param number: its place: the first that asked has the lowest.
     :param ticket: names it, whatever becomes of the store.
     :param asked: when it began to wait.
     :param seen: when it was polled last.

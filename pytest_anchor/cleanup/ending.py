@@ -65,13 +65,13 @@ def end_in_parallel(
     at_once: int = SWEEP_AT_ONCE,
     again: bool = False,
 ) -> dict[str, Outcome]:
-    """End *sessions*, several at once, and return what became of each; those are missing that were not done in time.
+    """End *sessions*, several at once, and return what became of each; what was not done in time is missing.
 
     The work is done by daemon threads: an API that never answers cannot hold the caller longer
     than *deadline*, nor the process at its exit.
 
     :param deadline: in ``time.monotonic()`` seconds.
-    :param again: whether those that fail will be tried again before *deadline*.
+    :param again: whether failures will be tried again before *deadline*.
     """
     waiting = dict.fromkeys(sessions)
     total = len(waiting)
@@ -112,9 +112,9 @@ def end_in_parallel(
 def per_session_deadlines(
     api: AnchorAPI, count: int, deadline: float, at_once: int, *, again: bool = False
 ) -> Callable[[], float]:
-    """Spread the time there is over *count* sessions, so that those that hang leave time for the others.
+    """Spread the time there is over *count* sessions, so that a session that hangs leaves time for the others.
 
-    :param again: whether those that fail will be tried again: then none gets more than half of what is left.
+    :param again: whether failures will be tried again: then none gets more than half of what is left.
     :returns: what gives each its own deadline when it begins, in ``time.monotonic()`` seconds like *deadline*.
     """
     counts = iter(range(count, 0, -1))
@@ -141,7 +141,7 @@ def end_sessions(
     """End the sessions of *records*, several at once, and write down what became of each.
 
     :param deadline: in ``time.monotonic()`` seconds.
-    :param again: whether those that fail will be tried again before *deadline*.
+    :param again: whether failures will be tried again before *deadline*.
     :returns: the failures, by nonce. The records of the others are up to date.
     """
     todo = {record.nonce: record for record in records}
@@ -151,12 +151,12 @@ def end_sessions(
     for nonce, record in todo.items():
         if nonce in outcomes:
             continue
-        # What the API answered before says more.
+        # The API's earlier answer is more useful.
         fields = {**record.error, "tries": record.error["tries"] + 1} if record.error else {"message": TOO_LATE}
         failures[nonce] = late = AnchorAPIError(f"end session {record.id}", **fields)
         if len(failures) <= LATE_WRITTEN:
             note(run, record, "failed", deadline, error=late.fields())
-        else:  # on record they are open, which says as much
+        else:  # on record they are open, which is enough
             record.apply("failed", {"error": late.fields()})
     observer.progress(len(todo) - len(failures), len(todo))
     return failures

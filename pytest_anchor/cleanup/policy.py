@@ -42,11 +42,11 @@ class SweepObserver:
         """Take in that *done* of *total* are done; called now and then."""
 
     def ended(self, nonce: str) -> None:
-        """Take in that a session is over; called in whichever thread."""
+        """Take in that a session is over; called in any thread."""
 
     def after_round(self) -> None:
         """Take in that a round is over."""
 
     def should_continue(self) -> bool:
-        """Whether there is to be another round; asked when all is read that it is about."""
+        """Whether there is to be another round; asked before each."""
         return True

@@ -29,7 +29,7 @@ class SweepTarget:
     """What a sweep is about.
 
     :param run_id: the run's name in its sessions' tags.
-    :param nonces: those of its creations, ``None`` for all.
+    :param nonces: the creations that it is about, ``None`` for all of the run's.
     """
 
     api: AnchorAPI
@@ -99,7 +99,7 @@ class _Sweep:
         return self.listing
 
     def _end_open(self) -> dict[str, AnchorAPIError]:
-        # Those that failed before go last: what hung may hang again.
+        # Earlier failures go last: what hung may hang again.
         todo = sorted(_open(self._target.read()), key=lambda record: record.error is not None)
         return end_sessions(
             self._target.api,
@@ -119,7 +119,7 @@ class _Sweep:
             return
         if not self._observer.should_continue() or (remaining <= 0 and self._has_listed):
             return
-        until = self._deadline - (remaining / 2 if failures else 0.0)  # the rest is kept for those
+        until = self._deadline - (remaining / 2 if failures else 0.0)  # the rest is kept for the failures
         if not (failures or is_unresolved):
             until = min(until, time.monotonic() + LIST_TIMEOUT)
         self.listing = reconcile_with_api(self._target, self._policy, deadline=until)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Option(NamedTuple):
-    """One option. This table is the one place that says what is so where nothing is said.
+    """One option. This table is the one place for their defaults.
 
     :param default: as text, ``""`` for none.
     :param default_help: what that comes to, in words.
@@ -87,7 +87,7 @@ OPTIONS = {
         check=lambda name, value: check_number(name, value, 1, 256),
     ),
     "create_timeout": Option(
-        "SECONDS", "seconds that a creation waits for what the plan allows, at most", "300", check=check_seconds
+        "SECONDS", "seconds that a creation waits for the plan's limits, at most", "300", check=check_seconds
     ),
     "create_retries": Option(
         "N",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def check_registry(path: Path) -> bool:
     """Return whether there is a registry at *path*.
 
-    :raises AnchorRegistryError: somebody else could have prepared it, or could change it.
+    :raises AnchorRegistryError: another user could have prepared it, or could change it.
     """
     try:
         _check_folder(path)
@@ -32,7 +32,7 @@ def check_registry(path: Path) -> bool:
 
 
 def is_own_folder(path: Path) -> bool:
-    """Whether *path* is a folder that nobody else has made, and no link to one."""
+    """Whether *path* is a folder of this user's, and not a link to one."""
     try:
         _check_folder(path)
     except OSError:
@@ -41,7 +41,7 @@ def is_own_folder(path: Path) -> bool:
 
 
 def make_folder(path: Path, *, with_gitignore: bool = False) -> None:
-    """Make *path* for this user only; refuse one that somebody else could have prepared or could change."""
+    """Make *path* for this user only; refuse one that another user could have prepared or could change."""
     made = False
     with suppress(FileExistsError):
         path.mkdir(mode=0o700, parents=True)
@@ -65,7 +65,7 @@ def _check_folder(path: Path) -> None:
 
 
 def _has_modes(folder: Path) -> bool:
-    """Whether the file system of *folder* keeps modes: where every folder looks open, that tells nothing."""
+    """Whether the file system of *folder* keeps modes: where every folder looks open to others, that means nothing."""
     probe = folder / f".modes-{os.getpid()}"
     probe.mkdir(mode=0o700)
     try:
@@ -75,10 +75,10 @@ def _has_modes(folder: Path) -> bool:
 
 
 def check_file(fd: int) -> os.stat_result:
-    """Refuse what is no file of this user's."""
+    """Refuse what is not a regular file of this user's."""
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):
-        raise OSError(errno.EPERM, f"its {JOURNAL} is no file")
+        raise OSError(errno.EPERM, f"its {JOURNAL} is not a file")
     if info.st_uid != os.geteuid():
         raise OSError(errno.EPERM, f"its {JOURNAL} belongs to user {info.st_uid}, not to {os.geteuid()}")
     return info

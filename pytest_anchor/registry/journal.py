@@ -9,7 +9,7 @@ One folder for each run::
             journal.lock    guards every write
             broker.lock     held by the run's broker while it lives; the kernel releases it at any death
             gw0.4711.pid    one for each process of the run, for when the broker is killed
-            sweep.lock      held by whichever process sweeps the run after its death
+            sweep.lock      held by the process that sweeps the run after its death
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Run:
             raise unusable(self.folder.parent, error) from error
 
     def leave(self) -> None:
-        """Let the broker's lock go."""
+        """Release the broker's lock."""
         if self._broker_lock is not None:
             os.close(self._broker_lock)
             self._broker_lock = None
@@ -104,7 +104,7 @@ class Run:
     def claim(self) -> bool:
         """Hold the right to sweep this run after its death, until :meth:`release` or this process's own death.
 
-        :returns: whether nobody else has it, and the run's folder is there.
+        :returns: whether no other process has it, and the run's folder is there.
         :raises AnchorRegistryError: something odd is in the place of the lock.
         """
         path = self.folder / SWEEP_LOCK
@@ -122,7 +122,7 @@ class Run:
         return self._claim is not None
 
     def release(self) -> None:
-        """Let the claim go."""
+        """Release the claim."""
         if self._claim is not None:
             os.close(self._claim)
             self._claim = None
@@ -136,7 +136,7 @@ class Run:
 
     @property
     def folder_inode(self) -> int:
-        """What tells this folder from a copy of it; known for good once it has been joined or claimed."""
+        """The inode, which tells this folder from a copy of it; fixed once it has been joined or claimed."""
         return self._folder_inode or self.folder.stat().st_ino
 
     def append(self, event: str, nonce: str, *, deadline: float = float("inf"), **fields: Any) -> None:
@@ -272,5 +272,5 @@ class Run:
                 self._lock_timeout = LOCK_TIMEOUT
                 yield
         except LockTimeoutError:
-            self._lock_timeout = 0.0  # who waited once in vain does not do so for each of a hundred records
+            self._lock_timeout = 0.0  # a process that is stopped is waited for once, not for each of a hundred records
             raise

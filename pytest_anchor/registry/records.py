@@ -11,13 +11,13 @@ The events, each with its ``event``, and the ``nonce`` of the creation that it i
 ``taken``    a test has asked for what was created ahead: ``test``
 ``failed``   an attempt to end it did not succeed: ``error``
 ``ended``    it is over: ``ended_by``, ``already``, ``note``
-``waited``   a test had to wait for what the plan allows: ``seconds``
+``waited``   a creation had to wait for the plan's limits: seconds for its ``rate``, and for a free ``slot``
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..tags import is_session_id
 
@@ -44,12 +44,12 @@ class Record:
     ended_by: str = ""
     already: bool = False
     note: str = ""
-    error: dict[str, Any] | None = None  # of the last failure; its ``tries`` count those of all before
+    error: dict[str, Any] | None = None  # of the last failure; its ``tries`` are the sum over all failures
 
     def apply(self, event: str, fields: dict[str, Any]) -> None:
         """Take one event in; to take it in again changes nothing.
 
-        :raises ValueError: it is no event; so do TypeError, KeyError, AttributeError and OverflowError say.
+        :raises ValueError: it is not an event; so do TypeError, KeyError, AttributeError and OverflowError say.
         """
         if event == "intent":
             self.owner, self.test = str(fields["owner"]), str(fields["test"])
@@ -63,7 +63,7 @@ class Record:
             if not (is_session_id(fields["id"]) and fields["signature"].isascii()):
                 raise ValueError(event)
             self.id, self.signature = fields["id"], fields["signature"]
-            if self.state != "ended":  # by whoever was faster
+            if self.state != "ended":  # another process was faster
                 self.state, self.error = "open", None
         elif event == "refused":
             self.state = event
@@ -90,17 +90,28 @@ class Record:
         return self.state in ("pending", "lost")
 
 
+class Wait(NamedTuple):
+    """For how long a creation waited, in seconds.
+
+    :param rate: for the plan's rate limit.
+    :param slot: for a session to end.
+    """
+
+    rate: float
+    slot: float
+
+
 @dataclass
 class State:
     """All records of a run, in the order of their intents."""
 
     records: dict[str, Record] = field(default_factory=dict)
     unreadable: int = 0  # lines that are no events and not merely a kill's torn last line
-    waits: dict[str, float] = field(default_factory=dict)  # seconds, by the nonce of what was waited for
+    waits: dict[str, Wait] = field(default_factory=dict)  # by nonce
 
     @property
     def settled(self) -> bool:
-        """Whether nothing can be running, as far as this record tells."""
+        """Whether nothing can be running, by this record."""
         return not (self.unreadable or any(one.open or one.unresolved for one in self.records.values()))
 
     def apply(self, line: dict[str, Any]) -> None:
@@ -109,10 +120,10 @@ class State:
         if not nonce.isascii():
             raise ValueError(nonce)
         if line["event"] == "waited":
-            seconds = float(line["seconds"])
-            if not 0 <= seconds <= MOST:
-                raise ValueError(seconds)
-            self.waits[nonce] = seconds
+            wait = Wait(float(line["rate"]), float(line["slot"]))
+            if not all(0 <= seconds <= MOST for seconds in wait):
+                raise ValueError(wait)
+            self.waits[nonce] = wait
             return
         record = self.records.get(nonce) or Record(nonce)
         record.apply(line["event"], line)

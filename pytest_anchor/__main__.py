@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import AnchorError
 from .reporting.progress import write
-from .settings import BASE_URL_VARIABLE, DEFAULT_BASE_URL, KEY_VARIABLES, REGISTRY_NAME
+from .settings import BASE_URL_VARIABLE, DEFAULT_BASE_URL, KEY_VARIABLES, REGISTRY_NAME, SWEEP_TIMEOUT
 
 INTERRUPTED = 130  # as a shell has it for a process that Ctrl-C ended
 
@@ -102,7 +102,14 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     ending = _options(
-        ("--timeout", {"metavar": "SECONDS", "default": "60", "help": "what all of it may take; default: 60"}),
+        (
+            "--timeout",
+            {
+                "metavar": "SECONDS",
+                "default": str(SWEEP_TIMEOUT),
+                "help": f"what all of it may take; default: {SWEEP_TIMEOUT}",
+            },
+        ),
         ("--dry-run", {"action": "store_true", "help": "say what would be ended, and change nothing"}),
     )
 

@@ -16,10 +16,11 @@ from fault_server import KEY, FaultServer
 from processes import forget_the_machine
 from real_runs import processes_in
 from real_runs import until as wait_until
+from settings_for import settings_for
 
-from pytest_anchor import api as api_module
 from pytest_anchor import settings as settings_module
 from pytest_anchor.api import AnchorAPI
+from pytest_anchor.api import caller as caller_module
 from pytest_anchor.broker.owner import Owner
 from pytest_anchor.broker.processes import Process
 from pytest_anchor.broker.server import Server
@@ -62,8 +63,8 @@ def server() -> Iterator[FaultServer]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries as ever, without the waiting."""
-    monkeypatch.setattr(api_module, "_RETRY", api_module._RETRY.new(backoff_factor=0.001, backoff_jitter=0.0))
-    monkeypatch.setattr(api_module, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(caller_module, "BACKOFF", 0.001)
+    monkeypatch.setattr(caller_module, "FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -81,15 +82,11 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 @pytest.fixture
 def settings(server: FaultServer, tmp_path: Path) -> Settings:
-    return Settings(
+    return settings_for(
+        tmp_path / "registry" / "inv",
         run_id="r1",
-        folder=tmp_path / "registry" / "inv",
-        owner="main",
         base_url=server.url,
         api_key=KEY,
-        local=False,
-        chromium="",
-        on_leak="fail",
         sweep_timeout=5.0,
         reaper=False,
         max_sessions=0,

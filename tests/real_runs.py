@@ -21,9 +21,9 @@ from fault_server import KEY, FaultServer
 from forked import ForkedPytest
 from processes import PATIENCE
 
-from pytest_anchor.registry.journal import Record, State
 from pytest_anchor.registry.journal import Run as Journal
 from pytest_anchor.registry.locks import BROKER_LOCK, is_held
+from pytest_anchor.registry.records import Record, State
 
 T = TypeVar("T")
 

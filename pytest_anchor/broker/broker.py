@@ -1,4 +1,4 @@
-"""What the broker of a run does: it knows whose sessions are whose, and what is to be done when a process is over."""
+"""The broker of a run: it keeps the sessions of each process, and ends what a process leaves behind."""
 
 from __future__ import annotations
 
@@ -9,20 +9,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..api import AnchorAPI
+from ..cleanup.policy import KILLED_GRACE, LONG_PAUSES, LOST_GRACE, SweepObserver, SweepPolicy
 from ..cleanup.recovery import recover_all
-from ..cleanup.sweep import (
-    KILLED_GRACE,
-    LONG_PAUSES,
-    LOST_GRACE,
-    SweepObserver,
-    SweepPolicy,
-    mark_all_ended,
-    mark_lost_refused,
-    sweep_run,
-)
+from ..cleanup.sweep import SweepTarget, mark_all_ended, mark_lost_refused, sweep_run
 from ..errors import AnchorAPIError, AnchorError, AnchorRegistryError, printable, redact
-from ..registry.journal import Record, Run, State
+from ..registry.journal import Run
 from ..registry.locks import REAPER_LOCK, forget_process, hold, is_run, note_process, open_file, process_names
+from ..registry.records import Record, State
 from ..reporting.summary import Report, describe, title, why
 from ..settings import check_key
 from .owner import Owner, Session
@@ -64,12 +57,12 @@ class Broker:
         self._api: AnchorAPI | None = None
         self._cap: int | None = settings.max_sessions
         self._owners: dict[Process, Owner] = {}
-        self._owner_sweeps: list[threading.Thread] = []
+        self._crash_sweeps: list[threading.Thread] = []
         self._recovery: threading.Thread | None = None
         self._recovered: list[Recovery] = []
         self._over = threading.Event()  # no session is created any more
         self._is_leaving = False
-        self._looked = False  # whether the API's list was read after that
+        self._has_listed = False  # whether the API's list was read after that
 
     # The processes of the run.
 
@@ -96,7 +89,7 @@ class Broker:
                 self.owner(process).sessions[record.nonce] = Session(record, "", "", record.time)
             elif record.open or record.unresolved:
                 orphans.add(record.nonce)
-        self._sweep_beside(orphans, KILLED_GRACE)
+        self._start_crash_sweep(orphans, KILLED_GRACE)
 
     def add(self, process: Process) -> bool:
         """Take in that a process has connected.
@@ -114,7 +107,7 @@ class Broker:
             return True
 
     def remove(self, process: Process) -> None:
-        """Take in that a process has said goodbye: what one of its threads asks for afterwards is refused."""
+        """Remove a process that has left the run: what one of its threads asks for afterwards is refused."""
         if self.processes.remove(process):
             self._process_is_gone(process)
 
@@ -128,7 +121,7 @@ class Broker:
         if not self.processes.living:
             threading.Thread(target=self._end_run, name="end-of-run", daemon=True).start()
         elif owner is not None:
-            self._sweep_beside(owner.left, KILLED_GRACE, owner)
+            self._start_crash_sweep(owner.left, KILLED_GRACE, owner)
 
     def _note(self, process: Process) -> None:
         assert self._run is not None
@@ -172,7 +165,7 @@ class Broker:
             return run, self._api
 
     def owner(self, process: Process) -> Owner:
-        """What the process has created.
+        """The sessions of a process.
 
         :raises AnchorError: as :meth:`_open`, or the run is over.
         """
@@ -186,7 +179,7 @@ class Broker:
                     api,
                     self._cap or 0,
                     lives=self.processes.lives,
-                    look_for=lambda nonce: self._sweep_beside({nonce}, LOST_GRACE, owner),
+                    find_lost=lambda nonce: self._start_crash_sweep({nonce}, LOST_GRACE, owner),
                 )
                 if self._over.is_set() or process not in self.processes.living:
                     owner.stop()
@@ -194,14 +187,14 @@ class Broker:
             return owner
 
     def known_owner(self, process: Process) -> Owner | None:
-        """What the process has created, if it has asked for a session."""
+        """The sessions of a process, ``None`` if it has never asked for one."""
         with self._lock:
             return self._owners.get(process)
 
     # Ends.
 
     def end(self, nonces: Iterable[str], *, ended_by: str, timeout: float) -> dict[str, AnchorAPIError]:
-        """End sessions within *timeout* seconds in all, and return those that failed, by their nonces."""
+        """End sessions within *timeout* seconds in all, and return the failures by nonce."""
         failures: dict[str, AnchorAPIError] = {}
         deadline = time.monotonic() + timeout
         for owner, mine in self._by_owner(nonces):
@@ -238,8 +231,8 @@ class Broker:
         for values in records:
             run.add(Record(**values))
 
-    def _sweep_beside(self, nonces: set[str], grace: float, owner: Owner | None = None) -> None:
-        """End what a process that is over has left, or look for what was lost, while the run goes on."""
+    def _start_crash_sweep(self, nonces: set[str], grace: float, owner: Owner | None = None) -> None:
+        """Start a sweep while the run goes on: of what an ended process left, or for a lost creation."""
         if not nonces:
             return
         run, api = self._open()
@@ -247,19 +240,12 @@ class Broker:
 
         def sweep() -> None:
             with suppress(AnchorError, OSError):  # the last sweep meets the same, and reports it
-                sweep_run(
-                    api,
-                    run,
-                    self.settings.run_id,
-                    policy,
-                    timeout=RUN_LIMIT,
-                    observer=_Beside(self, owner),
-                    selects=lambda record: record.nonce in nonces,
-                )
+                target = SweepTarget(api, run, self.settings.run_id, nonces)
+                sweep_run(target, policy, timeout=RUN_LIMIT, observer=_CrashSweep(self, owner))
 
-        thread = threading.Thread(target=sweep, name="sweep-beside", daemon=True)
+        thread = threading.Thread(target=sweep, name="crash-sweep", daemon=True)
         with self._lock:
-            self._owner_sweeps.append(thread)
+            self._crash_sweeps.append(thread)
         thread.start()
 
     def release_slots(self, nonce: str) -> None:
@@ -288,7 +274,7 @@ class Broker:
         """End all that is left of the run, and report on it.
 
         :param has_remote_workers: whether workers with a registry of their own may have left sessions.
-        :param should_continue: whether anybody waits for the report.
+        :param should_continue: whether the controller still waits for the report.
         """
         with self._sweeping:
             problem: AnchorError | None = None
@@ -338,7 +324,7 @@ class Broker:
         settings = self.settings
         self._over.set()
         with self._lock:
-            owners, sweeps = list(self._owners.values()), list(self._owner_sweeps)
+            owners, sweeps = list(self._owners.values()), list(self._crash_sweeps)
         for owner in owners:
             owner.stop()
         if self._run is None and not has_remote_workers:
@@ -361,17 +347,19 @@ class Broker:
         if not (has_remote_workers or any(record.state != "refused" for record in records)):
             return None
         run, api = self._open()
+        policy = SweepPolicy(
+            grace=0.0 if settings.local else LOST_GRACE,
+            at_once=settings.sweep_at_once,
+            always_lists=True,
+            ends_unrecorded=True,
+        )
         problem = sweep_run(
-            api,
-            run,
-            settings.run_id,
-            SweepPolicy(
-                grace=0.0 if settings.local else LOST_GRACE, at_once=settings.sweep_at_once, looks=True, adopts=True
-            ),
+            SweepTarget(api, run, settings.run_id),
+            policy,
             timeout=max(deadline - time.monotonic(), settings.sweep_timeout / 2),
             observer=observer,
         )
-        self._looked = problem is None
+        self._has_listed = problem is None
         if settings.local:  # what it creates too late goes with it
             mark_lost_refused(run)
         return problem
@@ -395,7 +383,7 @@ class Broker:
         observer = _Reaper(self, run)
         state = run.read()
         created = any(record.state != "refused" for record in state.records.values())
-        if created and not (state.settled and self._looked):
+        if created and not (state.settled and self._has_listed):
             run.restore()
             lock = None
             with suppress(OSError):  # something odd is in its place: the next run then takes this one for alive
@@ -411,17 +399,16 @@ class Broker:
                 if lock is not None:
                     os.close(lock)
         # The next run reports on a run that was killed; what has had its last sweep, no process will read.
-        if state.settled and (self._looked or self.settings.own_registry) and not self.processes.living:
+        if state.settled and (self._has_listed or self.settings.own_registry) and not self.processes.living:
             run.remove()
 
     def _reap_claimed(self, run: Run, observer: _Reaper, deadline: float) -> None:
         run, api = self._open()
         self.log(f"no process of the run is left: {describe(run.state)}")
+        ends_unrecorded = not self.settings.own_registry
         listing = sweep_run(
-            api,
-            run,
-            self.settings.run_id,
-            SweepPolicy("reaper", LONG_PAUSES, KILLED_GRACE, looks=True, adopts=not self.settings.own_registry),
+            SweepTarget(api, run, self.settings.run_id),
+            SweepPolicy("reaper", LONG_PAUSES, KILLED_GRACE, always_lists=True, ends_unrecorded=ends_unrecorded),
             timeout=deadline - time.monotonic(),
             observer=observer,
         )
@@ -473,8 +460,8 @@ def _claim(run: Run) -> bool:
         return True
 
 
-class _Beside(SweepObserver):
-    """A sweep that goes on while the run does."""
+class _CrashSweep(SweepObserver):
+    """A sweep of what one process left, while the run goes on."""
 
     def __init__(self, broker: Broker, owner: Owner | None) -> None:
         self._broker = broker

@@ -8,23 +8,26 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..errors import AnchorError, AnchorRegistryError
-from ..registry.journal import Record, Run, check_registry, is_own_folder
+from ..registry.folders import check_registry, is_own_folder
+from ..registry.journal import Run
 from ..registry.locks import is_live, is_run
+from ..registry.signatures import is_created_with, is_signed
 from ..settings import check_key
-from .sweep import SweepObserver, SweepPolicy, is_signed, sweep_run
+from .policy import SweepObserver, SweepPolicy
+from .sweep import SweepTarget, sweep_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ..api import AnchorAPI
-    from ..registry.journal import State
+    from ..registry.records import Record, State
     from ..settings import Settings
 
 GIVE_UP = 7 * 86400.0  # seconds after which no session of Anchor's can be running any more
 NEVER_WAS = 3600.0  # seconds after which a creation that the API's list does not show never took effect
 
-RECOVERY = SweepPolicy("recovery", adopts=True)
+RECOVERY = SweepPolicy("recovery", ends_unrecorded=True)
 
 
 class RecoveryObserver(SweepObserver):
@@ -85,11 +88,6 @@ def runs(registry: Path) -> list[Run]:
 def is_dead(run: Run) -> bool:
     """Whether no process of the run is left."""
     return is_run(run.folder) and not is_live(run.folder)
-
-
-def is_of(record: Record, api: AnchorAPI) -> bool:
-    """Whether the record's session was created with this key, at this base URL."""
-    return (record.base_url, record.fingerprint) == (api.base_url, api.fingerprint)
 
 
 def is_given_up(left: list[Record]) -> bool:
@@ -163,13 +161,13 @@ def _recover(
     done = Recovery(run, run.died, reaped=[one for one in state.records.values() if one.ended_by == "reaper"])
     if todo and (api := open_api()):
         # In a copy of another folder nothing is in its place: the run of the original may live.
-        mine = [one for one in todo if is_of(one, api) and one.folder_inode == run.folder_inode]
+        mine = [one for one in todo if is_created_with(one, api) and one.folder_inode == run.folder_inode]
         done.stranger = not mine
         if mine:
             # Whoever edits a record can make it fit, but cannot seal it: what it does not know is another run's, then.
             signed = any(is_signed(api, run, one) for one in state.records.values())
-            policy = replace(policy, adopts=policy.adopts and signed)
-            done.problem = sweep_run(api, run, mine[0].run_id, policy, timeout=timeout, observer=observer)
+            policy = replace(policy, ends_unrecorded=policy.ends_unrecorded and signed)
+            done.problem = sweep_run(SweepTarget(api, run, mine[0].run_id), policy, timeout=timeout, observer=observer)
             if done.problem is None:
                 _forget_what_never_was(run)
     done.ended = [one for one in state.records.values() if one.state == "ended" and one.nonce not in before]

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import queue
 import re
 import shlex
 import sys
 import time
 from contextlib import suppress
-from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..background import DaemonThreadPool
 from ..errors import AnchorAPIError, AnchorConfigError, AnchorRegistryError, printable
 from ..reporting.progress import Console, Progress, write
 from ..settings import (
@@ -38,13 +35,14 @@ if TYPE_CHECKING:
 
     from ..api import AnchorAPI, Ended
     from ..cleanup.recovery import Recovery
-    from ..registry.journal import Record, Run
+    from ..registry.journal import Run
+    from ..registry.records import Record
 
     Outcomes = dict[str, Ended | AnchorAPIError]
     Row = dict[str, Any]
 
-_TICK = 0.25  # seconds
-_LAST_LOOK = 5.0  # seconds of the time there is that are kept for the API's last list
+_POLL_INTERVAL = 0.25  # seconds
+_LAST_LIST = 5.0  # seconds of the time there is that are kept for the API's last list
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -61,18 +59,18 @@ def ls(arguments: argparse.Namespace) -> int:
         rows, problems = _local_rows(registry, run_id)
         nothing = f"No session is open {_on_record_in(registry)}."
     for problem in problems:
-        _complain(problem)
+        _print_error(problem)
     if arguments.json:
-        _say(json.dumps(rows, indent=2))
+        _print(json.dumps(rows, indent=2))
     elif rows:
         _print_table(rows)
     elif not problems:
-        _say(nothing)
+        _print(nothing)
     return 1 if rows or problems else 0
 
 
 def sweep(arguments: argparse.Namespace) -> int:
-    """End what dead runs left: those on record here, or all sessions with a tag."""
+    """End what dead runs left: the sessions on record here, or all sessions with a tag."""
     deadline = time.monotonic() + check_seconds("--timeout", arguments.timeout)
     older_than = _seconds(arguments.older_than)
     if arguments.run_id is None and arguments.tag is None:
@@ -99,31 +97,31 @@ def end(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         for one in ids:
             if is_session_id(one):
-                _say(f"would end {one}")
+                _print(f"would end {one}")
             else:
-                _complain(f"{printable(repr(one), 80)} is no session id, and would not be sent")
+                _print_error(f"{printable(repr(one), 80)} is not a session id, and would not be sent")
         return 1
     outcomes = _end_all(_api(arguments), ids, deadline, Progress(Console(sys.stderr)))
     for one, outcome in outcomes.items():
         if isinstance(outcome, AnchorAPIError):
-            _complain(outcome)
+            _print_error(outcome)
         else:
             _print_ended(one, outcome, "already over, or no session of this account")
     return 1 if any(isinstance(outcome, AnchorAPIError) for outcome in outcomes.values()) else 0
 
 
-# what is said
+# output
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     write(sys.stdout, f"{text}\n")
 
 
-def _complain(text: object) -> None:
+def _print_error(text: object) -> None:
     write(sys.stderr, f"{text}\n")
 
 
-# what is asked for
+# arguments
 
 
 def _api(arguments: argparse.Namespace) -> AnchorAPI:
@@ -157,7 +155,7 @@ def _run_id(given: object) -> str:
     if given is None:
         return ""
     if given is True and not ci_run_id():
-        raise AnchorConfigError("this is no run of a CI service that is known: say which run, --run-id ID")
+        raise AnchorConfigError("this is not a run of a CI service that is known: name the run, --run-id ID")
     return ci_run_id() if given is True else check_run_id(str(given))
 
 
@@ -233,7 +231,7 @@ def _local_rows(registry: Path | None, run_id: str) -> tuple[list[Row], list[str
 
 
 def _remote_rows(api: AnchorAPI, registry: Path | None, run_id: str) -> list[Row]:
-    from ..api import CALL_TIMEOUT
+    from ..api.caller import CALL_TIMEOUT
 
     tests = _tests(registry)
     tag = run_tag(run_id) if run_id else TAG
@@ -279,7 +277,7 @@ def _print_table(rows: list[Row]) -> None:
     names = ["id", "state" if "state" in rows[0] else "status", "age", "test", "run"]
     widths = [max(len(name), *(len(shown[name]) for shown in table)) for name in names]
     for cells in (map(str.upper, names), *([shown[name] for name in names] for shown in table)):
-        _say("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+        _print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 # sweep, by this machine's record
@@ -304,12 +302,12 @@ def _sweep_registry(arguments: argparse.Namespace, deadline: float) -> int:
     dead = _dead(registry)
     for found in dead:
         if found.problem:
-            _complain(found.problem)
+            _print_error(found.problem)
     if left := sum(len(found.left) for found in dead):
         where = "" if arguments.registry is None else f" --registry {shlex.quote(printable(str(arguments.registry)))}"
-        _complain(f"left of dead runs: {left}; to list them: python -m pytest_anchor ls{where}")
+        _print_error(f"left of dead runs: {left}; to list them: python -m pytest_anchor ls{where}")
     if not (dead or unlisted or given_up):
-        _say(f"Nothing of a dead run is left {_on_record_in(registry)}.")
+        _print(f"Nothing of a dead run is left {_on_record_in(registry)}.")
     return 2 if unlisted else 1 if dead or given_up else 0
 
 
@@ -327,9 +325,9 @@ def _recoveries(registry: Path | None, open_api: Callable[[], AnchorAPI], deadli
         return is_held(run.folder / SWEEP_LOCK)
 
     for run in sorted(runs(registry), key=is_being_swept) if registry else ():
-        # By its reaper, or by another sweep: what it leaves is known when it is done.
+        # Its reaper, or another sweep, is at work: what that leaves is known when it is done.
         while is_being_swept(run) and is_dead(run) and time.monotonic() < deadline:
-            time.sleep(_TICK)
+            time.sleep(_POLL_INTERVAL)
         if (left := deadline - time.monotonic()) <= 0:
             return
         try:
@@ -343,13 +341,13 @@ def _recoveries(registry: Path | None, open_api: Callable[[], AnchorAPI], deadli
 
 
 def _print_recovery(recovery: Recovery) -> None:
-    from ..registry.journal import State
+    from ..registry.records import State
     from ..reporting.summary import Report
 
     report = Report(State(), recovery.run.folder)
     report.recovered.append(recovery)
     for line in report.lines():
-        (_say if line.markup.get("green") else _complain)(line.text)
+        (_print if line.markup.get("green") else _print_error)(line.text)
 
 
 def _print_what_would_be_ended(registry: Path | None, arguments: argparse.Namespace) -> int:
@@ -360,27 +358,26 @@ def _print_what_would_be_ended(registry: Path | None, arguments: argparse.Namesp
     dead = _dead(registry)
     for found in dead:
         if found.problem:
-            _complain(found.problem)
+            _print_error(found.problem)
         why_not = {record.nonce: _why_not(api, found.run, record) for record in found.left}
         given_up = is_given_up([record for record in found.left if why_not[record.nonce]])
         for record in found.left:
             what = "would end" if record.open else "would look for, and end,"
             if why_not[record.nonce]:
                 what = f"would {'give up on' if given_up else 'leave alone'}, since {why_not[record.nonce]}:"
-            _say(f"{what} {title(record)}")
+            _print(f"{what} {title(record)}")
     if dead and api is None:
-        _complain("no API key is set, so which of these were created with it cannot be told")
+        _print_error("no API key is set, so which of these were created with it cannot be told")
     if not dead:
-        _say(f"Nothing of a dead run is left {_on_record_in(registry)}.")
+        _print(f"Nothing of a dead run is left {_on_record_in(registry)}.")
     return 1 if dead else 0
 
 
 def _why_not(api: AnchorAPI | None, run: Run, record: Record) -> str:
     """Why a sweep would not touch what is on record, ``""`` if it would."""
-    from ..cleanup.recovery import is_of
-    from ..cleanup.sweep import is_signed
+    from ..registry.signatures import is_created_with, is_signed
 
-    if api and not is_of(record, api):
+    if api and not is_created_with(record, api):
         return "it was created with another key or base URL"
     if record.folder_inode != run.folder_inode:
         return "it is on record elsewhere"
@@ -397,7 +394,7 @@ def _sweep_tags(
 ) -> int:
     ageless: set[str] = set()
 
-    def look() -> list[str]:
+    def list_alive() -> list[str]:
         ids = []
         for one in api.sessions_with_tag(*tags, deadline=deadline):
             if not one.alive:
@@ -408,35 +405,35 @@ def _sweep_tags(
                 ids.append(one.id)
         return ids
 
-    left = look()
+    left = list_alive()
     if dry_run:
         for one in left:
-            _say(f"would end {one}")
+            _print(f"would end {one}")
         ended = 0
     else:
-        ended, left = _end_until_none_is_listed(api, tags[-1], left, look, deadline)
+        ended, left = _end_until_none_is_listed(api, tags[-1], left, list_alive, deadline)
     if ageless:
-        _complain(
+        _print_error(
             f"left alone, since the API does not tell when they were created: {', '.join(sorted(ageless))}. "
             "Those that are not needed can be ended by their ids: python -m pytest_anchor end ID…"
         )
     if not left:
         carrying = " and ".join(map(repr, tags))
         age = "" if older_than is None else f" and is older than {older_than:.0f} s"
-        _say(f"{ended} ended, nothing is left." if ended else f"No session that is alive carries {carrying}{age}.")
+        _print(f"{ended} ended, nothing is left." if ended else f"No session that is alive carries {carrying}{age}.")
     return 1 if left else 0
 
 
 def _end_until_none_is_listed(
-    api: AnchorAPI, tag: str, left: list[str], look: Callable[[], list[str]], deadline: float
+    api: AnchorAPI, tag: str, left: list[str], list_alive: Callable[[], list[str]], deadline: float
 ) -> tuple[int, list[str]]:
-    """End what *look* lists until it lists none, what it lists was refused, or time is up.
+    """End what *list_alive* returns until that is nothing, its ends were refused, or time is up.
 
     :returns: how many were ended, and what is still listed.
     """
-    from ..cleanup.sweep import PAUSES
+    from ..cleanup.policy import PAUSES
 
-    until = deadline - min(_LAST_LOOK, (deadline - time.monotonic()) / 4)
+    until = deadline - min(_LAST_LIST, (deadline - time.monotonic()) / 4)
     progress = Progress(Console(sys.stderr))
     ended: set[str] = set()
     outcomes: Outcomes = {}
@@ -451,14 +448,14 @@ def _end_until_none_is_listed(
         if api.quiet_until >= deadline:
             left = [one for one in left if one not in ended]
             break
-        left = look()
+        left = list_alive()
         if all(_is_refusal(outcomes.get(one)) for one in left) or time.monotonic() + pause >= until:
             break
         time.sleep(pause)
     for one in left:
         failure = outcomes.get(one)
         alive = "the API lists it as alive. Run the same command again."
-        _complain(f"left: {one}: {failure if isinstance(failure, AnchorAPIError) else alive}")
+        _print_error(f"left: {one}: {failure if isinstance(failure, AnchorAPIError) else alive}")
     return len(ended.difference(left)), left
 
 
@@ -476,42 +473,27 @@ def _end_all(
     :param again: whether those that fail will be tried again.
     :returns: what became of each, in the order of *sessions*.
     """
-    from ..cleanup.sweep import AT_ONCE, per_session_deadlines
+    from ..cleanup.ending import TOO_LATE, EndsSessions, end_in_parallel
 
-    share = per_session_deadlines(api, len(sessions), deadline, AT_ONCE, again=again)
-    done: queue.SimpleQueue[tuple[str, Ended | AnchorAPIError]] = queue.SimpleQueue()
+    class Ends(EndsSessions):
+        def end(self, session: str, deadline: float) -> Ended | AnchorAPIError:
+            try:
+                return api.end(session, sessions[session], deadline=deadline)
+            except AnchorAPIError as error:
+                return error
 
-    def work(one: str, tag: str) -> None:
-        try:
-            done.put((one, api.end(one, tag, deadline=share())))
-        except AnchorAPIError as error:
-            done.put((one, error))
+        def progress(self, done: int, total: int) -> None:
+            progress(done, total)
 
-    outcomes: Outcomes = {
-        one: AnchorAPIError(
-            f"end session {printable(one)}",
-            message="no answer within the time there was for it",
-            remedy="Try again, with a longer --timeout.",
-        )
-        for one in sessions
-    }
-    answered = 0
-    pool = DaemonThreadPool(AT_ONCE, "pytest-anchor-end")
     try:
-        for one, tag in sessions.items():
-            pool.submit(partial(work, one, tag))
-        while answered < len(outcomes) and (left := deadline - time.monotonic()) > 0:
-            with suppress(queue.Empty):
-                one, outcome = done.get(timeout=min(left, _TICK))
-                outcomes[one] = outcome
-                answered += 1
-            progress(answered, len(outcomes))
+        outcomes = end_in_parallel(sessions, Ends(), api, deadline=deadline, again=again)
     finally:
-        pool.stop()
         progress.clear()
-    return outcomes
+    remedy = "Try again, with a longer --timeout."
+    late = {one: AnchorAPIError(f"end session {printable(one)}", message=TOO_LATE, remedy=remedy) for one in sessions}
+    return {one: outcomes.get(one, late[one]) for one in sessions}
 
 
 def _print_ended(session_id: str, ended: Ended, already: str = "already over") -> None:
     became = already if ended.already else "ended"
-    _say(f"{printable(session_id)}: {f'already over, but {ended.note}' if ended.note else became}")
+    _print(f"{printable(session_id)}: {f'already over, but {ended.note}' if ended.note else became}")

@@ -91,7 +91,7 @@ def clean_suite_properties(config: pytest.Config, key: str) -> None:
 def clean_logs(secret: Callable[[], str | None]) -> Callable[[], None]:
     """Take the key out of log records as they are made: some plugins write these, and not their text, to files.
 
-    :returns: what ends that, unless somebody else has replaced the factory of records since.
+    :returns: what ends that, unless the factory of records has been replaced again since.
     """
     make_record = logging.getLogRecordFactory()
 

@@ -132,7 +132,7 @@ leave, write = os._exit, os.write
 client.request("recover", timeout=5) if "used" in sys.argv else None
 sys.path[:], sys.executable = [], "/nowhere"
 os.environ.clear()
-for name in ("requests", "json", "socket"):
+for name in ("requests", "filelock", "json", "socket"):
     sys.modules[name] = None
 real = {json: ["dumps", "loads", "JSONEncoder", "JSONDecoder"], time: ["time", "monotonic", "sleep"],
         socket: ["socket", "create_connection"], subprocess: ["Popen", "run"], select: ["select", "poll"],

@@ -27,7 +27,7 @@ UNUSED = """
 import signal, sys, threading
 
 def pytest_unconfigure(config):
-    for name in ("requests", "urllib3", "aiohttp", "ssl"):
+    for name in ("requests", "urllib3", "filelock", "aiohttp", "ssl"):
         assert name not in sys.modules, name
     ours = {name for name in sys.modules if name.startswith("pytest_anchor.")}
     assert not ours & {f"pytest_anchor.{name}" for name in ("session", "registry", "broker", "sweep", "report")}

@@ -260,7 +260,7 @@ def test_help_is_cheap(arguments):
     code = (
         "import sys, pytest_anchor.__main__ as m\n"
         "try: m.main(sys.argv[1:])\n"
-        "finally: print({'requests', 'pytest'} & set(sys.modules), file=sys.stderr)"
+        "finally: print({'requests', 'filelock', 'pytest'} & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],

@@ -16,7 +16,9 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from ..registry.file_lock import LOCK_TIMEOUT, LockTimeoutError, guarded
+from filelock import Timeout
+
+from ..registry.file_lock import LOCK_TIMEOUT, guarded
 from ..registry.locks import open_file
 from .rules import keep_own, merge
 from .state import State, dump, parse
@@ -60,7 +62,7 @@ class FileStore:
                 file = stack.enter_context(guarded(self._path, self._lock_timeout))
                 state = parse(_first_line(os.pread(file, MAX_FILE, 0)))
                 self._lock_timeout = LOCK_TIMEOUT
-            except LockTimeoutError:
+            except Timeout:
                 state = self._memory
                 self._lock_timeout = 0.0  # a process that is stopped is waited for once
             except OSError:

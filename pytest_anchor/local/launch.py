@@ -1,9 +1,11 @@
-"""Starts the run's own local backend, once: the run's broker does, of which there is one at a time."""
+"""Starts the run's own local backend, once, from whichever of its processes is first."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from filelock import FileLock
 
 from .. import detached
 from ..errors import AnchorConfigError
@@ -25,9 +27,10 @@ def local_base_url(folder: Path, key: str, chromium: str) -> str:
     """
     __tracebackhide__ = True
     address = folder / _ADDRESS
-    if not address.exists():
-        address.write_text(_start(folder, key, chromium), encoding="ascii")
-    return address.read_text(encoding="ascii")
+    with FileLock(folder / "local.lock", mode=0o600):
+        if not address.exists():
+            address.write_text(_start(folder, key, chromium), encoding="ascii")
+        return address.read_text(encoding="ascii")
 
 
 def backend_of(folder: Path) -> str:

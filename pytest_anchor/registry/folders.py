@@ -8,9 +8,11 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from filelock import Timeout
+
 from ..errors import AnchorRegistryError
 from ..settings import REGISTRY_NAME
-from .file_lock import LOCK_TIMEOUT, LockTimeoutError
+from .file_lock import LOCK_TIMEOUT
 from .locks import JOURNAL
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ def check_file(fd: int) -> os.stat_result:
 def unusable(folder: Path, error: Exception) -> AnchorRegistryError:
     """The error for a folder of the registry that cannot be used, with the remedy."""
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if isinstance(error, LockTimeoutError):
+    if isinstance(error, Timeout):
         why = f"another process has held its lock for over {LOCK_TIMEOUT:.0f} seconds"
     return AnchorRegistryError(
         f"the session registry {str(folder)!r} cannot be used: {why}. No session is created without a record: "

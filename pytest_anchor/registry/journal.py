@@ -22,7 +22,9 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .file_lock import LOCK_TIMEOUT, LockTimeoutError, guarded
+from filelock import Timeout
+
+from .file_lock import LOCK_TIMEOUT, guarded
 from .folders import check_file, make_folder, unusable
 from .locks import BROKER_LOCK, JOURNAL, JOURNAL_LOCK, SWEEP_LOCK, hold, is_live
 from .records import Record, State
@@ -64,11 +66,11 @@ class Run:
             deadline = time.monotonic() + LOCK_TIMEOUT
             while (lock := hold(self.folder / BROKER_LOCK)) is None:
                 if time.monotonic() > deadline:
-                    raise LockTimeoutError(str(self.folder / BROKER_LOCK))
+                    raise Timeout(str(self.folder / BROKER_LOCK))
             self._broker_lock = lock
             with self._guarded():
                 self._folder_inode = self.folder_inode
-        except OSError as error:
+        except (OSError, Timeout) as error:
             raise unusable(self.folder.parent, error) from error
 
     def leave(self) -> None:
@@ -156,7 +158,7 @@ class Run:
                 if "folder_inode" in line:
                     line["folder_inode"] = self.folder_inode
                 self._append(line, deadline)
-        except OSError as error:
+        except (OSError, Timeout) as error:
             raise unusable(self.folder, error) from error
 
     def _append(self, event: dict[str, Any], deadline: float) -> None:
@@ -271,6 +273,6 @@ class Run:
             with guarded(self.folder / JOURNAL_LOCK, patience):
                 self._lock_timeout = LOCK_TIMEOUT
                 yield
-        except LockTimeoutError:
+        except Timeout:
             self._lock_timeout = 0.0  # a process that is stopped is waited for once, not for each of a hundred records
             raise

@@ -163,7 +163,7 @@ def hold(path: str | os.PathLike[str]) -> int | None:
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
     for _ in range(_ATTEMPTS):
-        if try_lock(fd):
+        if _lock(fd, fcntl.LOCK_EX):
             return fd
         time.sleep(_PAUSE)
     os.close(fd)
@@ -179,7 +179,7 @@ def is_held(path: str | os.PathLike[str]) -> bool:
     if fd is None:
         return False
     try:
-        return not try_lock(fd, shared=True)
+        return not _lock(fd, fcntl.LOCK_SH)
     finally:
         os.close(fd)
 
@@ -212,21 +212,9 @@ def _open(path: str | os.PathLike[str]) -> int | None:
     return None
 
 
-def try_lock(fd: int, *, shared: bool = False) -> bool:
-    """Lock an open file, unless another process holds its lock.
-
-    :returns: whether it did.
-    :raises OSError: the file system has no locks.
-    """
+def _lock(fd: int, how: int) -> bool:
     try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):  # the latter by some network file systems
-            return False
-        raise
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     return True
-
-
-def unlock(fd: int) -> None:
-    """Release the lock that :func:`try_lock` took."""
-    fcntl.flock(fd, fcntl.LOCK_UN)

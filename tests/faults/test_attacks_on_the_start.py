@@ -33,7 +33,7 @@ def with_path(suite: Suite, path: str) -> dict[str, str]:
 
 SHADOWS = "import sys\nopen({path!r}, 'a').write(f'{{__name__}} in {{sys.orig_argv}}\\n')\n"
 # What the broker imports, and pytest does not before the suite's conftest.py is read.
-MODULES = ("requests.py", "urllib3/__init__.py", "certifi.py", "hmac.py", "idna/__init__.py")
+MODULES = ("requests.py", "filelock.py", "urllib3/__init__.py", "certifi.py", "hmac.py", "idna/__init__.py")
 
 
 @pytest.mark.parametrize("path", ["", ".", "tests:.", "{folder}"], ids=repr)

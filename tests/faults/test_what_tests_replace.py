@@ -87,7 +87,8 @@ PATCHES = {
         "        yield"
     ),
     "sys.modules": Patch(
-        "with mock.patch.dict('sys.modules', {'requests': None, 'json': None, 'socket': None}):\n        yield"
+        "with mock.patch.dict('sys.modules', {'requests': None, 'filelock': None, 'json': None, 'socket': None}):\n"
+        "        yield"
     ),
     "proxy and certificates": Patch(
         "with mock.patch.dict('os.environ', {'HTTP_PROXY': 'http://127.0.0.1:9', 'REQUESTS_CA_BUNDLE': 'nowhere'}):\n"
@@ -281,7 +282,7 @@ def test_no_thread_is_started_and_no_library_imported(anchor_session):
     import threading
     anchor_session()
     assert threading.active_count() == 1
-    assert "pytest_anchor.api" not in sys.modules
+    assert "filelock" not in sys.modules
 """
 
 

@@ -25,6 +25,7 @@ from pytest_anchor.broker.owner import Owner
 from pytest_anchor.broker.processes import Process
 from pytest_anchor.broker.server import Server
 from pytest_anchor.client import Client
+from pytest_anchor.errors import AnchorError
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.settings import Settings
 
@@ -138,7 +139,8 @@ def serve(quick: None) -> Iterator[Callable[[Settings], Client]]:
     yield serve
     for client, listener, thread in served:
         if thread.is_alive() and not client.is_connected:
-            client.request("recover", timeout=5)  # whatever: it takes a part in the run that it can leave
+            with suppress(AnchorError):  # whatever: it takes a part in the run that it can leave, if it has not yet
+                client.request("recover", timeout=5)
         client.leave()
         thread.join(30)
         assert not thread.is_alive()

@@ -244,9 +244,9 @@ class Broker:
                 sweep_run(target, policy, timeout=RUN_LIMIT, observer=_CrashSweep(self, owner))
 
         thread = threading.Thread(target=sweep, name="crash-sweep", daemon=True)
-        with self._lock:
+        with self._lock:  # the run's end joins those in the list, which must have been started
+            thread.start()
             self._crash_sweeps.append(thread)
-        thread.start()
 
     def release_slots(self, nonce: str) -> None:
         """Take in that a sweep has ended a session."""
@@ -443,8 +443,9 @@ class Broker:
         """End in the background what the dead runs of the registry left."""
         with self._lock:
             if self._recovery is None:
-                self._recovery = threading.Thread(target=self._recover_all, name="recovery", daemon=True)
-                self._recovery.start()
+                thread = threading.Thread(target=self._recover_all, name="recovery", daemon=True)
+                thread.start()
+                self._recovery = thread
 
     def _recover_all(self) -> None:
         with suppress(AnchorRegistryError, OSError):

@@ -430,14 +430,16 @@ def test_stopped_while_its_run_is_killed(suite: Suite):
 
 def test_a_second_ctrl_c_does_not_wait_for_a_broker_that_is_stopped(suite: Suite):
     suite.write(WAITS)
+    suite.write(FINISHING, "conftest.py")
     process = suite.start("--anchor-sweep-timeout=2", reaper=True)
     until((suite.folder / "there").exists)
     pid = find_broker(suite)
     os.kill(pid, signal.SIGSTOP)
     try:
-        for _ in range(2):
-            process.send_signal(signal.SIGINT)
-            time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        until((suite.folder / "finishing").exists)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
         before = time.monotonic()
         run = suite.outcome(process)
         assert time.monotonic() - before < 15

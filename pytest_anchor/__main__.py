@@ -68,16 +68,27 @@ def main(argv: list[str] | None = None) -> int:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        from .cli import commands as cli
-
-        commands = {"ls": cli.ls, "sweep": cli.sweep, "end": cli.end}
-        return commands[arguments.command](arguments)
+        return _run(arguments)
     except (AnchorError, OSError) as error:
         write(sys.stderr, f"{error}\n")
         return 2
     except KeyboardInterrupt:
         write(sys.stderr, "interrupted: what has not been ended is still there; the same command goes on\n")
         return INTERRUPTED
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "ls":
+        from .cli.ls import ls
+
+        return ls(arguments)
+    if arguments.command == "sweep":
+        from .cli.sweep import sweep
+
+        return sweep(arguments)
+    from .cli.end import end
+
+    return end(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:

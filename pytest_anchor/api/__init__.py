@@ -3,7 +3,20 @@
 Knows Anchor; knows neither pytest nor the registry.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .answers import Created, Ended, Listed
-from .endpoints import AnchorAPI
+
+if TYPE_CHECKING:
+    from .endpoints import AnchorAPI
 
 __all__ = ["AnchorAPI", "Created", "Ended", "Listed"]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: it takes `requests`, which what only reads a record does not need.
+    if name != "AnchorAPI":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .endpoints import AnchorAPI
+
+    return AnchorAPI

@@ -127,13 +127,13 @@ class AnchorAPI:
         refused = self._error(what, answer)
         unknown = answer.status in (401, 404, 410)  # its answers for a session that it does not know
         try:
-            listed = [one for one in self.sessions_with_tag(tag, deadline=deadline) if one.id == session_id]
+            listed = [session for session in self.sessions_with_tag(tag, deadline=deadline) if session.id == session_id]
         except AnchorAPIError as error:
             if not unknown:
                 raise refused from None
             error.what, error.tries = what, answer.tries
             raise
-        alive = next((one for one in listed if one.alive), None)
+        alive = next((session for session in listed if session.alive), None)
         if (alive and not unknown) or (not listed and not (unknown or success)):
             raise refused
         note = f"the API lists it as {printable(self._caller.without_key(alive.status), 40)!r}" if alive else ""

@@ -40,18 +40,18 @@ def is_transient(error: BaseException) -> bool:
 
 def is_unconnected(error: BaseException) -> bool:
     """Whether no connection came about, so that nothing was sent."""
-    return any(isinstance(one, (NewConnectionError, ConnectTimeoutError)) for one in _chain(error))
+    return any(isinstance(cause, (NewConnectionError, ConnectTimeoutError)) for cause in _chain(error))
 
 
 def describe(error: BaseException) -> str:
     """What happened, in a few words."""
     chain = _chain(error)
-    no_connection = any(isinstance(one, NewConnectionError) for one in chain)  # to urllib3 a kind of timeout
+    no_connection = any(isinstance(cause, NewConnectionError) for cause in chain)  # to urllib3 a kind of timeout
     timeouts = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
-    if not no_connection and any(isinstance(one, timeouts) for one in chain):
+    if not no_connection and any(isinstance(cause, timeouts) for cause in chain):
         return "no answer in time"
     # The innermost has the system's words; the others repeat them with an object's address.
-    inner = next((one for one in reversed(chain) if isinstance(one, OSError) and one.strerror), chain[-1])
+    inner = next((cause for cause in reversed(chain) if isinstance(cause, OSError) and cause.strerror), chain[-1])
     text = (isinstance(inner, OSError) and inner.strerror) or str(inner) or type(inner).__name__
     text = re.sub(r"//[^/@\s]*@", "//***@", text)  # of a proxy's URL
     return text.rpartition(": ")[2] if no_connection else text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from contextlib import suppress
@@ -14,12 +13,13 @@ from ..cleanup.recovery import recover_all
 from ..cleanup.sweep import SweepTarget, mark_all_ended, mark_lost_refused, sweep_run
 from ..errors import AnchorAPIError, AnchorError, AnchorRegistryError, printable, redact
 from ..registry.journal import Run
-from ..registry.locks import REAPER_LOCK, forget_process, hold, is_run, note_process, open_file, process_names
+from ..registry.locks import forget_process, is_run, note_process, process_names
 from ..registry.records import Record, State
-from ..reporting.summary import Report, describe, title, why
+from ..reporting.summary import Report
 from ..settings import check_key
 from .owner import Owner, Session
 from .processes import Process, Processes
+from .reaper import REAPER_LOG, Reaper
 from .waits import Waits
 
 if TYPE_CHECKING:
@@ -29,11 +29,9 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 PLAN_TIMEOUT = 5.0  # seconds for the one question after the plan's cap
-REAPER_BUDGET = 600.0  # seconds that the reaper goes on trying after the run's death
 RUN_LIMIT = 86_400.0  # seconds that a run takes at most
 RECOVERY_TIMEOUT = 5.0  # seconds that the end of a run waits for what earlier runs left
 OWNER_SWEEP_TIMEOUT = 20.0  # seconds that the end of a run waits for the sweeps of workers that are over
-REAPER_LOG = "reaper.log"
 
 
 class LeavingError(Exception):
@@ -84,7 +82,7 @@ class Broker:
             return
         orphans: set[str] = set()
         for record in records:
-            process = next((one for one in self.processes.living if one.name == record.owner), None)
+            process = next((other for other in self.processes.living if other.name == record.owner), None)
             if record.open and process is not None:
                 self.owner(process).sessions[record.nonce] = Session(record, "", "", record.time)
             elif record.open or record.unresolved:
@@ -367,69 +365,18 @@ class Broker:
     def _end_run(self) -> None:
         """Reap what is left once no process of the run is, and leave."""
         with self._sweeping:
-            try:
-                if self._run is not None and self._reaps and not self.processes.living:
-                    self._reap(self._run)
-            except Exception as error:  # noqa: BLE001 - the next run goes on
-                self.log(redact(f"an unexpected error, please report it: {error!r}", self.settings.api_key or "\0"))
+            if self._run is not None and self._reaps and not self.processes.living:
+                reaper = Reaper(self._run, self.settings, self.processes, self.release_slots)
+                try:
+                    reaper.reap(lambda: self._open()[1], is_swept=self._has_listed)
+                except Exception as error:  # noqa: BLE001 - the next run goes on
+                    text = f"an unexpected error, please report it: {error!r}"
+                    reaper.log(redact(text, self.settings.api_key or "\0"))
             with self._lock:  # a process connects before this, and keeps the broker, or after it, and finds it gone
                 if not self.processes.living:
                     self._over.set()
                     self._is_leaving = True
                     self._leave()
-
-    def _reap(self, run: Run) -> None:
-        deadline = time.monotonic() + REAPER_BUDGET
-        observer = _Reaper(self, run)
-        state = run.read()
-        created = any(record.state != "refused" for record in state.records.values())
-        if created and not (state.settled and self._has_listed):
-            run.restore()
-            lock = None
-            with suppress(OSError):  # something odd is in its place: the next run then takes this one for alive
-                lock = hold(run.folder / REAPER_LOCK)
-            try:
-                while not _claim(run):  # the next run, or a command line, is at it
-                    if not observer.should_continue() or time.monotonic() > deadline:
-                        return
-                    time.sleep(1.0)
-                self._reap_claimed(run, observer, deadline)
-            finally:
-                run.release()
-                if lock is not None:
-                    os.close(lock)
-        # The next run reports on a run that was killed; what has had its last sweep, no process will read.
-        if state.settled and (self._has_listed or self.settings.own_registry) and not self.processes.living:
-            run.remove()
-
-    def _reap_claimed(self, run: Run, observer: _Reaper, deadline: float) -> None:
-        run, api = self._open()
-        self.log(f"no process of the run is left: {describe(run.state)}")
-        ends_unrecorded = not self.settings.own_registry
-        listing = sweep_run(
-            SweepTarget(api, run, self.settings.run_id),
-            SweepPolicy("reaper", LONG_PAUSES, KILLED_GRACE, always_lists=True, ends_unrecorded=ends_unrecorded),
-            timeout=deadline - time.monotonic(),
-            observer=observer,
-        )
-        observer.after_round()
-        if listing is not None:
-            self.log(str(listing))
-        if self.processes.living:
-            self.log("the run has a process again")
-        else:
-            self.log("done" if run.state.settled else f"given up, and left to the next run: {describe(run.state)}")
-
-    def log(self, text: str) -> None:
-        """Write down what the reaper does."""
-        assert self._run is not None
-        line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {printable(text)}\n"
-        with suppress(OSError):
-            fd = open_file(self._run.folder / REAPER_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            try:
-                os.write(fd, line.encode("utf-8", "backslashreplace"))
-            finally:
-                os.close(fd)
 
     def close(self) -> None:
         """Let go of the registry; what is open stays recorded."""
@@ -451,14 +398,6 @@ class Broker:
         with suppress(AnchorRegistryError, OSError):
             for recovered in recover_all(self.settings):
                 self._recovered.append(recovered)
-
-
-def _claim(run: Run) -> bool:
-    """Claim the run, unless another process has; something odd in the lock's place can be held by none."""
-    try:
-        return run.claim()
-    except AnchorRegistryError:
-        return True
 
 
 class _CrashSweep(SweepObserver):
@@ -495,30 +434,3 @@ class _LastSweep(SweepObserver):
 
     def should_continue(self) -> bool:
         return self._should_continue()
-
-
-class _Reaper(SweepObserver):
-    """The sweep after the run itself was killed: what it does, it writes down."""
-
-    def __init__(self, broker: Broker, run: Run) -> None:
-        self._broker = broker
-        self._run = run
-        self._logged: dict[str, str] = {}
-
-    def ended(self, nonce: str) -> None:
-        self._broker.release_slots(nonce)
-
-    def should_continue(self) -> bool:
-        return not self._broker.processes.living
-
-    def after_round(self) -> None:
-        for nonce, record in list(self._run.state.records.items()):
-            if record.ended_by == "reaper":
-                text = f"{title(record)}: {'already over' if record.already else 'ended'}"
-            elif (record.open or record.unresolved) and record.error:
-                text = f"{title(record)}: {why(record)}"
-            else:
-                continue
-            if self._logged.get(nonce) != text:
-                self._logged[nonce] = text
-                self._broker.log(text)

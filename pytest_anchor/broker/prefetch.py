@@ -86,14 +86,14 @@ class Prefetch(Generic[Session]):
             own = _key(current.config) if current else ""
             if current is not None:
                 self._learn(own)
-            missing = Counter(key for one in upcoming[: self._at_most] if self._is_worth(key := _key(one.config)))
-            there = {one.key for one in self._ahead}
+            missing = Counter(key for entry in upcoming[: self._at_most] if self._is_worth(key := _key(entry.config)))
+            there = {entry.key for entry in self._ahead}
             missing[own] += own in there
-            for one in list(self._ahead):
-                if missing[one.key]:
-                    missing[one.key] -= 1
+            for entry in list(self._ahead):
+                if missing[entry.key]:
+                    missing[entry.key] -= 1
                 else:
-                    self._drop(one)
+                    self._drop(entry)
             if current is not None and own not in there:
                 return
             new: list[_Prefetched[Session]] = []
@@ -103,8 +103,8 @@ class Prefetch(Generic[Session]):
                     missing[key] -= 1
                     new.insert(0, _Prefetched(wanted, key))
             self._ahead += new
-            for one in new:
-                self._creations.submit(partial(self._make, one, threading.get_ident()))
+            for entry in new:
+                self._creations.submit(partial(self._make, entry, threading.get_ident()))
 
     def take(self, config: Mapping[str, Any]) -> Session | None:
         """A session with this *config*, if one is ready or under way; it belongs to the caller."""
@@ -112,28 +112,31 @@ class Prefetch(Generic[Session]):
         with self._changed:
             self._asked.add(key)
             self._drop_old()
-            same = sorted((one for one in self._ahead if one.key == key), key=lambda one: (not one.done, not one.begun))
+            same = sorted(
+                (entry for entry in self._ahead if entry.key == key),
+                key=lambda entry: (not entry.done, not entry.begun),
+            )
             if not same:
                 return None
-            one = same[0]
-            self._ahead.remove(one)
+            entry = same[0]
+            self._ahead.remove(entry)
             try:
-                while not one.done:
-                    left = one.begun + self._patience - time.monotonic()
-                    if left <= 0 or not one.begun:
-                        self._drop(one)  # the caller's own request is as fast
+                while not entry.done:
+                    left = entry.begun + self._patience - time.monotonic()
+                    if left <= 0 or not entry.begun:
+                        self._drop(entry)  # the caller's own request is as fast
                         return None
                     self._changed.wait(left)
             except BaseException:
-                self._drop(one)
+                self._drop(entry)
                 raise
-            return one.session
+            return entry.session
 
     def drop_ready(self) -> None:
         """End what no test has taken yet: a test that waits needs the slots more."""
         with self._changed:
-            for one in [one for one in self._ahead if one.done]:
-                self._drop(one)
+            for entry in [entry for entry in self._ahead if entry.done]:
+                self._drop(entry)
 
     def close(self, timeout: float) -> None:
         """Begin nothing more, and end what no test took.
@@ -143,8 +146,8 @@ class Prefetch(Generic[Session]):
         deadline = time.monotonic() + timeout
         with self._changed:
             self._closed = True
-            for one in list(self._ahead):
-                self._drop(one)
+            for entry in list(self._ahead):
+                self._drop(entry)
             while self._creating and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
 
@@ -162,42 +165,42 @@ class Prefetch(Generic[Session]):
         return key not in self._refused and self._misses[key] < MISSES
 
     def _drop_old(self) -> None:
-        for one in [one for one in self._ahead if one.done and time.monotonic() > one.good_until]:
-            self._drop(one)
+        for entry in [entry for entry in self._ahead if entry.done and time.monotonic() > entry.good_until]:
+            self._drop(entry)
 
-    def _drop(self, one: _Prefetched[Session]) -> None:
-        if one in self._ahead:
-            self._ahead.remove(one)
-        one.dropped = True
+    def _drop(self, entry: _Prefetched[Session]) -> None:
+        if entry in self._ahead:
+            self._ahead.remove(entry)
+        entry.dropped = True
         self._changed.notify_all()
-        if one.session is not None:
-            self._end(one.session)
+        if entry.session is not None:
+            self._end(entry.session)
 
-    def _make(self, one: _Prefetched[Session], planner: int) -> None:
+    def _make(self, entry: _Prefetched[Session], planner: int) -> None:
         with self._changed:
             if threading.get_ident() == planner:  # no thread could be started, and a test must not wait for this
-                self._drop(one)
-            if one.dropped:
+                self._drop(entry)
+            if entry.dropped:
                 return
-            one.begun = time.monotonic()
+            entry.begun = time.monotonic()
             self._creating += 1
         session = None
         try:
-            session = self._create(one.wanted)
-            self._patience = max(self._patience, 2 * (time.monotonic() - one.begun))
+            session = self._create(entry.wanted)
+            self._patience = max(self._patience, 2 * (time.monotonic() - entry.begun))
         except Exception:
             with self._changed:
-                self._refused.add(one.key)
+                self._refused.add(entry.key)
             raise
         finally:
             with self._changed:
                 self._creating -= 1
-                one.done, one.session = True, session
-                one.good_until = time.monotonic() + _age(one.wanted.config)
-                if one.dropped:
-                    self._drop(one)
-                elif session is None and one in self._ahead:
-                    self._ahead.remove(one)
+                entry.done, entry.session = True, session
+                entry.good_until = time.monotonic() + _age(entry.wanted.config)
+                if entry.dropped:
+                    self._drop(entry)
+                elif session is None and entry in self._ahead:
+                    self._ahead.remove(entry)
                 self._changed.notify_all()
         self._upkeep.submit(self._keep_fresh)
 
@@ -208,7 +211,7 @@ class Prefetch(Generic[Session]):
                 self.drop_ready()
             with self._changed:
                 self._drop_old()
-                if not any(one.done for one in self._ahead):
+                if not any(entry.done for entry in self._ahead):
                     return
                 self._changed.wait(POLL_INTERVAL)
 

@@ -112,7 +112,7 @@ class State:
     @property
     def settled(self) -> bool:
         """Whether nothing can be running, by this record."""
-        return not (self.unreadable or any(one.open or one.unresolved for one in self.records.values()))
+        return not (self.unreadable or any(record.open or record.unresolved for record in self.records.values()))
 
     def apply(self, line: dict[str, Any]) -> None:
         """Take one event in."""

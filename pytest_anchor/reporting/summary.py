@@ -160,7 +160,7 @@ class Report:
 
     def _sweep_command(self) -> str:
         """The command that goes on where this run has left off."""
-        urls = {one.base_url for one in (*self.leaked, *self.unresolved)}
+        urls = {record.base_url for record in (*self.leaked, *self.unresolved)}
         return sweep_command(self.folder.parent, urls.pop() if len(urls) == 1 else "")
 
     def _counts(self) -> str:
@@ -211,8 +211,8 @@ def _base_url_option(base_url: str) -> str:
 def describe(state: State) -> str:
     """What is left of a run, in a few words."""
     records = state.records.values()
-    parts = [f"{_count(sum(one.open for one in records), 'session')} open"]
-    if unresolved := sum(one.unresolved for one in records):
+    parts = [f"{_count(sum(record.open for record in records), 'session')} open"]
+    if unresolved := sum(record.unresolved for record in records):
         parts.append(f"{_count(unresolved, 'creation')} unresolved")
     if state.unreadable:
         parts.append(f"{_count(state.unreadable, 'line')} unreadable")

@@ -21,7 +21,7 @@ from side_by_side import side_by_side
 from pytest_anchor.__main__ import main
 from pytest_anchor.api import AnchorAPI
 from pytest_anchor.api import caller as caller_module
-from pytest_anchor.broker import broker
+from pytest_anchor.broker import reaper
 from pytest_anchor.broker.broker import Broker
 from pytest_anchor.broker.processes import Process
 from pytest_anchor.cleanup.recovery import recover_all
@@ -94,7 +94,7 @@ def test_no_answer_holds_anybody_beyond_his_budget(
     name: str,
 ):
     monkeypatch.setattr(caller_module, "CALL_TIMEOUT", BUDGET / 4)  # of which `ls --remote` takes four
-    monkeypatch.setattr(broker, "REAPER_BUDGET", BUDGET)
+    monkeypatch.setattr(reaper, "REAPER_BUDGET", BUDGET)
     api = AnchorAPI(server.url, KEY)
     for method in ("GET", "DELETE"):
         server.fail_always(method, HOLDS[name])

@@ -18,6 +18,7 @@ from settings_for import settings_for
 
 from pytest_anchor.api import AnchorAPI
 from pytest_anchor.broker import broker as broker_module
+from pytest_anchor.broker import reaper as reaper_module
 from pytest_anchor.broker.broker import Broker
 from pytest_anchor.broker.processes import Process
 from pytest_anchor.cleanup.policy import SweepPolicy
@@ -86,8 +87,9 @@ def registry(settings: Settings) -> Settings:
 def test_a_kill_before_any_line_loses_nothing(
     server: FaultServer, api: AnchorAPI, registry: Settings, monkeypatch: pytest.MonkeyPatch, clean_up
 ):
-    monkeypatch.setattr(broker_module, "KILLED_GRACE", GRACE)
-    monkeypatch.setattr(broker_module, "LONG_PAUSES", (0.1,))
+    for module in (broker_module, reaper_module):
+        monkeypatch.setattr(module, "KILLED_GRACE", GRACE)
+        monkeypatch.setattr(module, "LONG_PAUSES", (0.1,))
     server.cap = 100_000
     stranger = server.add("pytest-anchor", "pytest-anchor:run=another")
     lines = die(registry)

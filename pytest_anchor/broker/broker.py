@@ -17,6 +17,7 @@ from ..registry.locks import forget_process, is_run, note_process, process_names
 from ..registry.records import Record, State
 from ..reporting.summary import Report
 from ..settings import check_key
+from .observers import CrashSweep, LastSweep
 from .owner import Owner, Session
 from .processes import Process, Processes
 from .reaper import REAPER_LOG, Reaper
@@ -239,7 +240,7 @@ class Broker:
         def sweep() -> None:
             with suppress(AnchorError, OSError):  # the last sweep meets the same, and reports it
                 target = SweepTarget(api, run, self.settings.run_id, nonces)
-                sweep_run(target, policy, timeout=RUN_LIMIT, observer=_CrashSweep(self, owner))
+                sweep_run(target, policy, timeout=RUN_LIMIT, observer=CrashSweep(self, owner))
 
         thread = threading.Thread(target=sweep, name="crash-sweep", daemon=True)
         with self._lock:  # the run's end joins those in the list, which must have been started
@@ -277,7 +278,7 @@ class Broker:
         with self._sweeping:
             problem: AnchorError | None = None
             try:
-                problem = self._end_all(has_remote_workers, _LastSweep(self, progress, should_continue))
+                problem = self._end_all(has_remote_workers, LastSweep(self, progress, should_continue))
             except AnchorError as error:
                 problem = error
             except Exception as error:  # noqa: BLE001 - whatever it is, the run fails and says what is open
@@ -398,39 +399,3 @@ class Broker:
         with suppress(AnchorRegistryError, OSError):
             for recovered in recover_all(self.settings):
                 self._recovered.append(recovered)
-
-
-class _CrashSweep(SweepObserver):
-    """A sweep of what one process left, while the run goes on."""
-
-    def __init__(self, broker: Broker, owner: Owner | None) -> None:
-        self._broker = broker
-        self._owner = owner
-
-    def ended(self, nonce: str) -> None:
-        self._broker.release_slots(nonce)
-        if self._owner is not None:
-            self._owner.release_slots([nonce])
-
-    def should_continue(self) -> bool:
-        return not self._broker.is_over
-
-
-class _LastSweep(SweepObserver):
-    """The last sweep of a run, which its controller waits for."""
-
-    def __init__(
-        self, broker: Broker, progress: Callable[[int, int], object], should_continue: Callable[[], bool]
-    ) -> None:
-        self._broker = broker
-        self._progress = progress
-        self._should_continue = should_continue
-
-    def progress(self, done: int, total: int) -> None:
-        self._progress(done, total)
-
-    def ended(self, nonce: str) -> None:
-        self._broker.release_slots(nonce)
-
-    def should_continue(self) -> bool:
-        return self._should_continue()

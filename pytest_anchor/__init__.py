@@ -7,6 +7,7 @@ it and let pytest load it by itself.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .async_session import AsyncAnchorSessionFactory
     from .errors import (
         AnchorAPIError,
         AnchorConfigError,
@@ -28,6 +29,7 @@ __all__ = [
     "AnchorRegistryError",
     "AnchorSession",
     "AnchorSessionFactory",
+    "AsyncAnchorSessionFactory",
 ]
 
 __version__ = "0.1.0"
@@ -42,4 +44,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import errors, session
 
+    if name.startswith("Async"):
+        from . import async_session
+
+        return getattr(async_session, name)
     return getattr(errors, name, None) or getattr(session, name)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import sys
 from _thread import get_ident, start_new_thread
-from asyncio import CancelledError, current_task, get_running_loop, wait
+from asyncio import CancelledError, all_tasks, current_task, get_running_loop, wait
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .client import DELEGATION, Delegation, WithdrawnError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
 
@@ -99,6 +99,7 @@ class AsyncioLoop:
 
     def __init__(self) -> None:
         self._loop = get_running_loop()
+        self.task: object = current_task()
 
     def call_soon(self, function: Callable[..., object], *args: object) -> None:
         """Have the loop call a function; safe in any thread."""
@@ -120,6 +121,12 @@ class AsyncioLoop:
             raise
         return call.result()
 
+    def other_tasks(self) -> Iterator[tuple[object, object, list[Any]]]:
+        """Of each task but the current one, the task, its coroutine, and the tasks that it waits for."""
+        for task in all_tasks(self._loop) - {self.task}:
+            future = getattr(task, "_fut_waiter", None)  # asyncio has no public name for it before 3.14
+            yield task, task.get_coro(), list(getattr(future, "_children", [future]))  # a gather has children
+
 
 class TrioLoop:
     """The running loop of trio."""
@@ -127,7 +134,7 @@ class TrioLoop:
     def __init__(self, trio: Any) -> None:
         self._trio = trio.lowlevel
         self._token = self._trio.current_trio_token()
-        self._task = self._trio.current_task()
+        self.task: Any = self._trio.current_task()
 
     def call_soon(self, function: Callable[..., object], *args: object) -> None:
         """Have the loop call a function; safe in any thread."""
@@ -144,8 +151,19 @@ class TrioLoop:
             call.withdraw()
             return self._trio.Abort.FAILED  # the task goes on when the thread is done
 
-        call.start(lambda: self.call_soon(self._trio.reschedule, self._task))
+        call.start(lambda: self.call_soon(self._trio.reschedule, self.task))
         await self._trio.wait_task_rescheduled(abort)
         if cancel is not None and call.was_withdrawn:
             return cancel()
         return call.result()
+
+    def other_tasks(self) -> Iterator[tuple[object, object, list[Any]]]:
+        """Of each task but the current one, the task, its coroutine, and the tasks that it waits for."""
+        tasks = [self._trio.current_root_task()]
+        for task in tasks:
+            children = [list(nursery.child_tasks) for nursery in task.child_nurseries]
+            tasks += [child for nursery in children for child in nursery]
+            # No public name tells that the body of a nursery is done.
+            is_waiting = children and not getattr(task.child_nurseries[-1], "_nested_child_running", True)
+            if task is not self.task:
+                yield task, task.coro, children[-1] if is_waiting else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,7 +31,7 @@ class _Life:
 class AnchorSession:
     """A browser session in Anchor's cloud, from its creation until it is ended.
 
-    Use it as it is, or as a context manager that ends it.
+    Use it as it is, or as a context manager that ends it; ``async with`` ends it by :meth:`aend`.
     """
 
     def __init__(self, client: Client, created: Mapping[str, Any], life: _Life) -> None:
@@ -81,6 +82,19 @@ class AnchorSession:
         for error in _end(self._client, [self._life], ended_by="test", timeout=END_TIMEOUT).values():
             raise error
 
+    async def aend(self) -> None:
+        """End the session as :meth:`end` does, from a task of asyncio or trio, whose event loop goes on meanwhile.
+
+        Where the task is cancelled, the session is ended all the same.
+
+        :raises AnchorAPIError: it may still be running. It stays recorded, and teardown and the
+            final sweep try again.
+        """
+        __tracebackhide__ = True
+        from .asynchronous import run_blocking
+
+        await run_blocking(self.end)
+
     def __enter__(self) -> AnchorSession:  # noqa: PYI034 - not made to be inherited from
         return self
 
@@ -90,6 +104,19 @@ class AnchorSession:
         __tracebackhide__ = True
         try:
             self.end()
+        except AnchorError:
+            if error is None:
+                raise
+
+    async def __aenter__(self) -> AnchorSession:  # noqa: PYI034 - as above
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        __tracebackhide__ = True
+        try:
+            await self.aend()
         except AnchorError:
             if error is None:
                 raise
@@ -123,12 +150,12 @@ class AnchorSessionFactory:
         after_create: Callable[[], object] = lambda: None,
         on_wait: Callable[[str], object] = lambda _text: None,
     ) -> None:
-        self._client = client
+        self.client = client
         self._defaults = defaults
         self._test = test
         self._before_create = before_create
         self._after_create = after_create
-        self._on_wait = on_wait
+        self.on_wait = on_wait
         self._sessions: list[tuple[_Life, AnchorSession]] = []
 
     def __call__(
@@ -156,30 +183,45 @@ class AnchorSessionFactory:
         """
         __tracebackhide__ = True
         check_keywords(unknown, "anchor_session()")
-        given = {"session": session, "browser": browser, "integrations": integrations, "identities": identities}
+        config = self.prepare(session=session, browser=browser, integrations=integrations, identities=identities)
+        return self.create(config, is_self_blocked=self.client.is_self_blocked, on_wait=self.on_wait)
+
+    def prepare(self, **given: Any) -> dict[str, Any]:
+        """Return the configuration of a session that is about to be created; for the thread that runs the test.
+
+        :param given: the call's own, ``None`` for what it does not give.
+        """
+        __tracebackhide__ = True
         config = merge(self._defaults, {name: value for name, value in given.items() if value is not None})
         with_tags(config, [])  # refuses what has no such form, before anything is opened for it
         self._before_create()
-        created = self._create(config)
-        life = _Life(created["nonce"])
-        handle = AnchorSession(self._client, created, life)
-        self._sessions.append((life, handle))
-        self._after_create()
-        return handle
+        return config
 
-    def _create(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def create(
+        self, config: Mapping[str, Any], *, is_self_blocked: bool, on_wait: Callable[[str], object]
+    ) -> AnchorSession:
+        """Create a session that was prepared; blocks until its browser is ready.
+
+        :param is_self_blocked: whether none of this process's sessions can be ended meanwhile.
+        :param on_wait: called with a sentence on what it waits for, now and then.
+        """
         __tracebackhide__ = True
         try:
-            return self._client.request(
+            created = self.client.request(
                 "create",
-                timeout=self._client.settings.create_timeout + ANSWER_TIMEOUT,
-                on_note=self._on_wait,
+                timeout=self.client.settings.create_timeout + ANSWER_TIMEOUT,
+                on_note=on_wait,
                 config=config,
                 test=_shortened(self._test()),
-                is_self_blocked=self._client.is_self_blocked,
+                is_self_blocked=is_self_blocked,
             )
         except (TypeError, ValueError, RecursionError) as error:
             raise type(error)(f"the session's configuration cannot be sent: {error}") from None
+        life = _Life(created["nonce"])
+        handle = AnchorSession(self.client, created, life)
+        self._sessions.append((life, handle))
+        self._after_create()
+        return handle
 
     def __repr__(self) -> str:
         return f"<AnchorSessionFactory {len(self._sessions)} created>"
@@ -192,7 +234,7 @@ class AnchorSessionFactory:
         :raises AnchorError: the broker cannot be asked.
         """
         left = {life: session for life, session in self._sessions if not life.is_over}
-        failures = _end(self._client, list(left), ended_by="teardown", timeout=timeout) if left else {}
+        failures = _end(self.client, list(left), ended_by="teardown", timeout=timeout) if left else {}
         return {left[life]: error for life, error in failures.items()}
 
     def close_later(self) -> None:
@@ -200,8 +242,17 @@ class AnchorSessionFactory:
 
         :raises AnchorError: the broker cannot be asked.
         """
-        if left := [life.nonce for life, _ in self._sessions if not life.is_over]:
-            self._client.request("end later", timeout=END_TIMEOUT, again=True, nonces=left)
+        self._end_later([life for life, _ in self._sessions if not life.is_over])
+
+    def discard(self, unwanted: AnchorSession) -> None:
+        """End in the background a session that nobody has received; teardown tries again."""
+        with suppress(AnchorError):
+            self._end_later([life for life, session in self._sessions if session is unwanted])
+
+    def _end_later(self, lives: list[_Life]) -> None:
+        if lives:
+            nonces = [life.nonce for life in lives]
+            self.client.request("end later", timeout=END_TIMEOUT, again=True, nonces=nonces)
 
 
 def _shortened(test: str) -> str:

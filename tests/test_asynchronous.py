@@ -4,59 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 import pytest
-import trio
-from fault_server import FaultServer
+from event_loops import DEADLINE, EVENT_LOOPS, cancel_when, in_asyncio
 
 from pytest_anchor.asynchronous import current_loop, run_blocking
-from pytest_anchor.client import Client
-from pytest_anchor.registry.journal import Run
-from pytest_anchor.session import AnchorSessionFactory
-
-DEADLINE = 20.0  # seconds
 
 
-def in_asyncio(function: Callable[[], Coroutine[Any, Any, object]]) -> None:
+@pytest.mark.parametrize("run", EVENT_LOOPS)
+def test_what_the_function_returns_and_raises_is_the_tasks(run):
     async def main() -> None:
-        await asyncio.wait_for(function(), DEADLINE)
-
-    asyncio.run(main())
-
-
-def in_trio(function: Callable[[], Coroutine[Any, Any, object]]) -> None:
-    async def main() -> None:
-        with trio.fail_after(DEADLINE):
-            await function()
-
-    trio.run(main)
-
-
-@pytest.fixture(params=[in_asyncio, in_trio], ids=["asyncio", "trio"])
-def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Coroutine[Any, Any, object]]], None]:
-    return request.param
-
-
-def test_what_the_function_returns_is_returned(run):
-    async def test() -> None:
         assert await run_blocking(lambda: 5) == 5
-
-    run(test)
-
-
-def test_what_the_function_raises_is_raised(run):
-    async def test() -> None:
         with pytest.raises(ZeroDivisionError):
             await run_blocking(lambda: 1 // 0)
 
-    run(test)
+    run(main)
 
 
+@pytest.mark.parametrize("run", EVENT_LOOPS)
 def test_the_loop_goes_on_meanwhile(run):
-    async def test() -> None:
+    async def main() -> None:
         go, loop = threading.Event(), current_loop()
 
         def function() -> bool:
@@ -65,7 +32,67 @@ def test_the_loop_goes_on_meanwhile(run):
 
         assert await run_blocking(function)
 
-    run(test)
+    run(main)
+
+
+@pytest.mark.parametrize("run", EVENT_LOOPS)
+def test_a_cancelled_task_waits_for_its_thread(run):
+    go, begun, seen = threading.Event(), threading.Event(), []
+
+    def function() -> str:
+        begun.set()
+        go.wait(DEADLINE)
+        seen.append("done")
+        return "result"
+
+    async def main() -> None:
+        current_loop()
+        threading.Timer(0.2, go.set).start()
+        await run_blocking(function)
+
+    run(lambda: cancel_when(begun.is_set, main))
+    assert seen == ["done"]
+
+
+def test_a_result_that_a_cancelled_task_cannot_take_is_discarded():
+    go, begun, discarded = threading.Event(), threading.Event(), threading.Event()
+
+    def function() -> threading.Event:
+        begun.set()
+        go.wait(DEADLINE)
+        return discarded
+
+    async def main() -> None:
+        task = asyncio.create_task(run_blocking(function, discard=threading.Event.set))
+        await asyncio.sleep(0)
+        begun.wait(DEADLINE)
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    in_asyncio(main)
+    assert discarded.wait(DEADLINE)
+
+
+def test_a_loop_that_is_gone_does_not_matter():
+    go, done = threading.Event(), threading.Event()
+
+    def function() -> None:
+        go.wait(DEADLINE)
+        threading.Timer(0.1, done.set).start()
+
+    loop = asyncio.new_event_loop()
+    coroutine = run_blocking(function)
+    task = loop.create_task(coroutine)
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    go.set()
+    assert done.wait(DEADLINE)
+    task._log_destroy_pending = False
+    coroutine.close()
 
 
 def test_outside_of_a_task_it_says_where_it_belongs():
@@ -73,33 +100,22 @@ def test_outside_of_a_task_it_says_where_it_belongs():
         run_blocking(lambda: 5).send(None)
 
 
-async def cancel_after(moment: Callable[[], object], function: Callable[[], Coroutine[Any, Any, object]]) -> None:
-    """Await *function* in a task, and cancel that once *moment* has come."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(function)
-            while not moment():
-                await trio.sleep(0.01)
-            nursery.cancel_scope.cancel()
-        return
-    task = asyncio.create_task(function())
-    while not moment():
-        await asyncio.sleep(0.01)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+def test_trio_as_a_guest_of_asyncio_is_told_apart():
+    trio = pytest.importorskip("trio")
+    seen = {}
 
+    async def guest() -> None:
+        seen["trio"] = type(current_loop()).__name__
 
-def test_a_cancelled_task_withdraws_its_creation(run, server: FaultServer, client: Client, until):
-    factory = AnchorSessionFactory(client, {}, lambda: "t.py::x")
-    server.held["POST"] = threading.Event()
-    before = time.monotonic()
-    run(lambda: cancel_after(lambda: server.count("POST"), lambda: run_blocking(factory)))
-    assert time.monotonic() - before < 10
-    server.held.pop("POST").set()
-    until(lambda: len(server.sessions) == 1 and not server.alive)
-    until(lambda: [one.state for one in Run(client.settings.folder).read().records.values()] == ["ended"])
-    assert client.is_self_blocked
-    assert factory().id in server.alive
+    async def host() -> None:
+        loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+        trio.lowlevel.start_guest_run(
+            guest,
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            done_callback=lambda outcome: done.set_result(outcome.unwrap()),
+        )
+        seen["asyncio"] = type(current_loop()).__name__
+        await done
+
+    in_asyncio(host)
+    assert seen == {"asyncio": "AsyncioLoop", "trio": "TrioLoop"}

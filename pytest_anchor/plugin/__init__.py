@@ -19,6 +19,11 @@ from .fixtures import (  # noqa: F401 - pytest finds them here
     FIXTURES,
     anchor_session,
     anchor_session_defaults,
+    async_anchor_session,
+    async_class_anchor_session,
+    async_module_anchor_session,
+    async_package_anchor_session,
+    async_session_anchor_session,
     class_anchor_session,
     module_anchor_session,
     package_anchor_session,
@@ -78,6 +83,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         # All that a test will need is imported now: under a test's patch, nothing may be importable any more.
         from .. import session as _session  # noqa: F401
         from . import finish, redaction, signals, upcoming, wait_status  # noqa: F401
+
+        if not sys.modules.keys().isdisjoint({"asyncio", "trio"}):  # without these, no test can be asynchronous
+            from .. import async_session  # noqa: F401
 
         with suppress(AnchorError):  # the first test that asks for a session meets the same
             plugin.client.start()

@@ -14,6 +14,7 @@ from .state import PLUGIN, TEARDOWN_TIMEOUT
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from ..async_session import AsyncAnchorSessionFactory
     from ..session import AnchorSessionFactory
 
 FIXTURES = frozenset(f"{scope}anchor_session" for scope in ("", "class_", "module_", "package_", "session_"))
@@ -69,3 +70,44 @@ class_anchor_session = pytest.fixture(scope="class")(_anchor_session)
 module_anchor_session = pytest.fixture(scope="module")(_anchor_session)
 package_anchor_session = pytest.fixture(scope="package")(_anchor_session)
 session_anchor_session = pytest.fixture(scope="session")(_anchor_session)
+
+
+@pytest.fixture
+def async_anchor_session(anchor_session: AnchorSessionFactory) -> AsyncAnchorSessionFactory:
+    """Create Anchor Browser sessions in asyncio or trio, whose event loop goes on meanwhile.
+
+    session = await async_anchor_session(browser={...}); await session.aend(), or async with the
+    session. All else is as with anchor_session; the fixture itself needs no plugin. Twins for wider
+    scopes: async_class_, async_module_, async_package_ and async_session_anchor_session.
+    """
+    return _asynchronous(anchor_session)
+
+
+@pytest.fixture(scope="class")
+def async_class_anchor_session(class_anchor_session: AnchorSessionFactory) -> AsyncAnchorSessionFactory:
+    """Create Anchor Browser sessions that a class shares: see async_anchor_session."""
+    return _asynchronous(class_anchor_session)
+
+
+@pytest.fixture(scope="module")
+def async_module_anchor_session(module_anchor_session: AnchorSessionFactory) -> AsyncAnchorSessionFactory:
+    """Create Anchor Browser sessions that a module shares: see async_anchor_session."""
+    return _asynchronous(module_anchor_session)
+
+
+@pytest.fixture(scope="package")
+def async_package_anchor_session(package_anchor_session: AnchorSessionFactory) -> AsyncAnchorSessionFactory:
+    """Create Anchor Browser sessions that a package shares: see async_anchor_session."""
+    return _asynchronous(package_anchor_session)
+
+
+@pytest.fixture(scope="session")
+def async_session_anchor_session(session_anchor_session: AnchorSessionFactory) -> AsyncAnchorSessionFactory:
+    """Create Anchor Browser sessions that the run shares: see async_anchor_session."""
+    return _asynchronous(session_anchor_session)
+
+
+def _asynchronous(factory: AnchorSessionFactory) -> AsyncAnchorSessionFactory:
+    from ..async_session import AsyncAnchorSessionFactory
+
+    return AsyncAnchorSessionFactory(factory)

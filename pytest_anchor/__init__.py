@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .errors import (
         AnchorAPIError,
         AnchorConfigError,
+        AnchorConnectionError,
         AnchorError,
         AnchorLimitError,
         AnchorLostCreateError,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnchorAPIError",
     "AnchorConfigError",
+    "AnchorConnectionError",
     "AnchorError",
     "AnchorLimitError",
     "AnchorLostCreateError",

@@ -3,6 +3,7 @@
 AnchorError
 ├── AnchorConfigError          a setting is missing or bad; nothing was sent
 ├── AnchorRegistryError        the record on disk cannot be kept
+├── AnchorConnectionError      Playwright cannot connect to a session
 ├── AnchorLimitError           what the plan allows was waited for too long; nothing was created
 └── AnchorAPIError             the API said no, said nonsense, or said nothing
     └── AnchorLostCreateError  a creation whose outcome nobody knows
@@ -59,6 +60,10 @@ class AnchorRegistryError(AnchorError):
 
 class AnchorLimitError(AnchorError):
     """The plan allows no further session now, and waiting for it is over or pointless."""
+
+
+class AnchorConnectionError(AnchorError):
+    """Playwright cannot connect to a session's browser."""
 
 
 class Limit(NamedTuple):

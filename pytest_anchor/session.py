@@ -25,6 +25,7 @@ class _Life:
     def __init__(self, nonce: str) -> None:
         self.nonce = nonce
         self.is_over = False
+        self.ended_by_itself = False  # as it turned out when it was to be ended
 
 
 class AnchorSession:
@@ -33,9 +34,10 @@ class AnchorSession:
     Use it as it is, or as a context manager that ends it.
     """
 
-    def __init__(self, client: Client, created: Mapping[str, Any], life: _Life) -> None:
+    def __init__(self, client: Client, created: Mapping[str, Any], life: _Life, config: Mapping[str, Any]) -> None:
         self._client = client
         self._life = life
+        self._config = config
         self._id: str = created["id"]
         self._created_at = datetime.fromtimestamp(created["created"], timezone.utc)
         self._cdp_url = _SecretURL(created["cdp_url"])
@@ -69,6 +71,16 @@ class AnchorSession:
         """Whether the session is confirmed to be over."""
         return self._life.is_over
 
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        """What it was created with: the suite's defaults, the markers and the call's own keywords, merged."""
+        return self._config
+
+    @property
+    def ended_by_itself(self) -> bool:
+        """Whether it was over already when it was to be ended: by one of Anchor's timeouts, or a crash."""
+        return self._life.ended_by_itself
+
     def end(self) -> None:
         """End the session. Ending it again does nothing; teardown does it anyway.
 
@@ -80,6 +92,14 @@ class AnchorSession:
             return
         for error in _end(self._client, [self._life], ended_by="test", timeout=END_TIMEOUT).values():
             raise error
+
+    def end_later(self) -> None:
+        """End the session in the background.
+
+        :raises AnchorError: the broker cannot be asked.
+        """
+        if not self._life.is_over:
+            self._client.request("end later", timeout=END_TIMEOUT, again=True, nonces=[self._life.nonce])
 
     def __enter__(self) -> AnchorSession:  # noqa: PYI034 - not made to be inherited from
         return self
@@ -162,7 +182,7 @@ class AnchorSessionFactory:
         self._before_create()
         created = self._create(config)
         life = _Life(created["nonce"])
-        handle = AnchorSession(self._client, created, life)
+        handle = AnchorSession(self._client, created, life, config)
         self._sessions.append((life, handle))
         self._after_create()
         return handle
@@ -218,4 +238,5 @@ def _end(client: Client, lives: list[_Life], *, ended_by: str, timeout: float) -
     failures = {life: rebuild(answer["failures"][life.nonce]) for life in lives if life.nonce in answer["failures"]}
     for life in lives:
         life.is_over = life not in failures
+        life.ended_by_itself = life.nonce in answer["already"]
     return failures

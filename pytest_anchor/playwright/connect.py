@@ -24,7 +24,7 @@ _TIMED_OUT = re.compile(r"\bTimeout \d+ms exceeded")
 _sleep = sleep  # as it was before a test replaced it
 
 
-def prepare(session: AnchorSession) -> None:  # noqa: ARG001 - what is done for a session will need it
+def prepare(session: AnchorSession) -> None:
     """Do what must be done after a session is created and before Playwright connects to it; may block."""
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from _thread import get_ident
+from _thread import allocate_lock, get_ident
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from .errors import AnchorError, AnchorRegistryError, Secret, rebuild
@@ -38,6 +39,48 @@ class _ClosedError(Exception):
 
     def __init__(self, *, sent: bool) -> None:
         self.sent = sent
+
+
+class WithdrawnError(AnchorError):
+    """The task that has asked for something is cancelled: see :class:`Delegation`."""
+
+
+class Delegation:
+    """What a helper thread asks for on behalf of a task of an event loop, which may be cancelled meanwhile.
+
+    :param thread: the event loop's, as ``get_ident`` tells it.
+    """
+
+    def __init__(self, thread: int) -> None:
+        self.thread = thread
+        self.is_withdrawn = False
+        self._lock = allocate_lock()
+        self._connection: _Connection | None = None
+
+    def withdraw(self) -> None:
+        """Close the connection of what was asked for, at the earliest when it has been sent.
+
+        So the broker decides what that means: a creation is cancelled, an end goes on. Safe in any thread.
+        """
+        with self._lock:
+            self.is_withdrawn = True
+            if self._connection is not None:
+                self._connection.shut_down()
+
+    def begin(self, connection: _Connection) -> None:
+        """Take in that an answer is waited for."""
+        with self._lock:
+            self._connection = connection
+            if self.is_withdrawn:
+                connection.shut_down()
+
+    def finish(self) -> None:
+        """Take in that the connection may be used for something else."""
+        with self._lock:
+            self._connection = None
+
+
+DELEGATION: ContextVar[Delegation | None] = ContextVar("pytest_anchor_delegation", default=None)
 
 
 class _Connection:
@@ -107,6 +150,12 @@ class _Connection:
             if "error" in (answer := self.receive(timeout)):
                 raise rebuild(answer["error"])
             self.greeted = True
+
+    def shut_down(self) -> None:
+        """Make both ends read that this is closed; unlike ``close``, that wakes the thread that reads here."""
+        if self._is_open:
+            with suppress(OSError):  # the broker is gone
+                self._socket.shutdown(System.both_ways)
 
     def close(self) -> None:
         if self._is_open:
@@ -198,20 +247,24 @@ class Client:
         :param again: whether to ask another broker if this one dies over it.
         :param slack: seconds that its answer may take beyond that, where not the usual.
         :raises AnchorError: what the broker answers, or that it cannot be started, or has died.
+        :raises WithdrawnError: it was withdrawn.
         """
         __tracebackhide__ = True
+        delegation = DELEGATION.get()
         if self._is_over:
             raise AnchorError(f"no session was created for {arguments.get('test', '?')}: the run is over")
         patience = timeout + (SLACK if slack is None else slack)
         message = System.encode({"verb": verb, "timeout": timeout, **arguments})
-        self._threads.add(get_ident())
+        self._threads.add(delegation.thread if delegation else get_ident())
         self.used = True
         for _ in range(ATTEMPTS):
             connection = self._take(min(START_TIMEOUT, patience))
             try:
-                answer = _exchange(connection, message, patience, on_note)
+                answer = _exchange(connection, message, patience, on_note, delegation)
             except _ClosedError as closed:
                 self._drop(connection)
+                if delegation and delegation.is_withdrawn:
+                    raise WithdrawnError(f"what was asked for, to {verb}, was withdrawn") from None
                 self._drop_idle()  # they are the dead broker's, too
                 if closed.sent and not again:
                     raise AnchorError(
@@ -358,13 +411,23 @@ class Client:
 
 
 def _exchange(
-    connection: _Connection, message: str, timeout: float, on_note: Callable[[Any], object]
+    connection: _Connection,
+    message: str,
+    timeout: float,
+    on_note: Callable[[Any], object],
+    delegation: Delegation | None,
 ) -> dict[str, Any]:
     connection.send(message)
-    while "note" in (answer := connection.receive(timeout)):
-        on_note(answer["note"])
-    if "ack" in answer:  # where this is interrupted before, the broker ends what nobody has received
-        connection.send('{"verb":"ack"}')
+    if delegation:
+        delegation.begin(connection)
+    try:
+        while "note" in (answer := connection.receive(timeout)):
+            on_note(answer["note"])
+        if "ack" in answer:  # where this is interrupted before, the broker ends what nobody has received
+            connection.send('{"verb":"ack"}')
+    finally:
+        if delegation:
+            delegation.finish()
     return answer
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .asynchronous import current_loop, run_blocking
+from .asynchronous import run_blocking
 from .configuration import check_keywords
-from .other_tasks import can_end_a_session
+from .errors import AnchorError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,20 +43,16 @@ class AsyncAnchorSessionFactory:
         """
         __tracebackhide__ = True
         check_keywords(unknown, "async_anchor_session()")
-        factory, loop = self._factory, current_loop()
-        config = factory.prepare(session=session, browser=browser, integrations=integrations, identities=identities)
-        can_end = can_end_a_session(loop.task, loop.other_tasks(), type(self).__call__.__code__)
-        is_self_blocked = factory.client.is_self_blocked and not can_end
-
-        def create() -> AnchorSession:
-            __tracebackhide__ = True
-            return factory.create(
-                config,
-                is_self_blocked=is_self_blocked,
-                on_wait=lambda text: loop.call_soon(factory.on_wait, text),  # the terminal is the test's thread's
-            )
-
-        return await run_blocking(create, discard=factory.discard)
+        create = partial(
+            self._factory, session=session, browser=browser, integrations=integrations, identities=identities
+        )
+        return await run_blocking(create, discard=_end_later)
 
     def __repr__(self) -> str:
         return f"<Async{repr(self._factory)[1:]}"
+
+
+def _end_later(session: AnchorSession) -> None:
+    """End a session that nobody has received; teardown tries again."""
+    with suppress(AnchorError):
+        session.end_later()

@@ -6,12 +6,15 @@ As :mod:`.client` does, this uses only what was bound at import: a test may repl
 from __future__ import annotations
 
 import sys
-from _thread import get_ident, start_new_thread
+from _thread import start_new_thread
 from asyncio import CancelledError, all_tasks, current_task, get_running_loop, wait
 from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .client import DELEGATION, Delegation, WithdrawnError
+from .other_tasks import can_end_a_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,14 +25,16 @@ T = TypeVar("T")
 async def run_blocking(function: Callable[[], T], *, discard: Callable[[T], object] = lambda _result: None) -> T:
     """Call *function* in a thread of its own, and wait for it as a task of asyncio or trio.
 
-    Where the task is cancelled, the request that the function has sent to the broker is withdrawn; this returns when
-    the thread is done, which that makes soon.
+    What it asks the broker for counts as asked by the task. Where the task is cancelled, what it has asked for is
+    withdrawn, and this returns once the thread is done, which takes a moment.
 
     :param discard: called in a thread with a result that the cancelled task can no longer take.
     :raises RuntimeError: it is awaited by neither.
     """
     __tracebackhide__ = True
-    return await current_loop().run(_Call(function, discard))
+    loop = current_loop()
+    others_go_on = can_end_a_session(loop.task, loop.other_tasks())
+    return await loop.run(_Call(function, discard, Delegation(loop.call_soon, others_go_on=others_go_on)))
 
 
 def current_loop() -> AsyncioLoop | TrioLoop:
@@ -51,13 +56,13 @@ def current_loop() -> AsyncioLoop | TrioLoop:
 class _Call(Generic[T]):
     """A call in a thread of its own, and what has come of it."""
 
-    def __init__(self, function: Callable[[], T], discard: Callable[[T], object]) -> None:
+    def __init__(self, function: Callable[[], T], discard: Callable[[T], object], delegation: Delegation) -> None:
         self._function = function
         self._discard = discard
-        self._delegation = Delegation(get_ident())
+        self._delegation = delegation
         self._values: list[T] = []
         self._error: BaseException | None = None
-        self.withdraw = self._delegation.withdraw
+        self.withdraw = delegation.withdraw
 
     def start(self, on_done: Callable[[], object]) -> None:
         """Begin; *on_done* is called in the thread."""
@@ -69,8 +74,7 @@ class _Call(Generic[T]):
             self._values.append(self._function())
         except BaseException as error:  # noqa: BLE001 - the task raises it
             self._error = error
-        with suppress(RuntimeError):  # the loop is closed, and the task gone with it
-            on_done()
+        on_done()
 
     @property
     def was_withdrawn(self) -> bool:
@@ -100,10 +104,12 @@ class AsyncioLoop:
     def __init__(self) -> None:
         self._loop = get_running_loop()
         self.task: object = current_task()
+        self._context = copy_context()  # the thread's own would make of its callbacks what the thread asks for
 
     def call_soon(self, function: Callable[..., object], *args: object) -> None:
         """Have the loop call a function; safe in any thread."""
-        self._loop.call_soon_threadsafe(function, *args)
+        with suppress(RuntimeError):  # the loop is closed, and the task gone with it
+            self._loop.call_soon_threadsafe(function, *args, context=self._context)
 
     async def run(self, call: _Call[T]) -> T:
         """Run *call* and wait for it."""
@@ -133,12 +139,15 @@ class TrioLoop:
 
     def __init__(self, trio: Any) -> None:
         self._trio = trio.lowlevel
+        self._has_finished: type[Exception] = trio.RunFinishedError
         self._token = self._trio.current_trio_token()
         self.task: Any = self._trio.current_task()
+        self._context = copy_context()  # as above
 
     def call_soon(self, function: Callable[..., object], *args: object) -> None:
         """Have the loop call a function; safe in any thread."""
-        self._token.run_sync_soon(function, *args)
+        with suppress(self._has_finished):
+            self._token.run_sync_soon(partial(self._context.run, function, *args))
 
     async def run(self, call: _Call[T]) -> T:
         """Run *call* and wait for it."""

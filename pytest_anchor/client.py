@@ -48,11 +48,14 @@ class WithdrawnError(AnchorError):
 class Delegation:
     """What a helper thread asks for on behalf of a task of an event loop, which may be cancelled meanwhile.
 
-    :param thread: the event loop's, as ``get_ident`` tells it.
+    :param call_soon: has the event loop call a function with arguments, from any thread.
+    :param others_go_on: whether another task of the loop may end a session meanwhile.
     """
 
-    def __init__(self, thread: int) -> None:
-        self.thread = thread
+    def __init__(self, call_soon: Callable[..., object], *, others_go_on: bool) -> None:
+        self.thread = get_ident()
+        self.call_soon = call_soon
+        self.others_go_on = others_go_on
         self.is_withdrawn = False
         self._lock = allocate_lock()
         self._connection: _Connection | None = None
@@ -198,9 +201,12 @@ class Client:
 
     @property
     def is_self_blocked(self) -> bool:
-        """Whether no session of this process can be ended while the calling thread waits."""
-        alive = {get_ident(), *self._threads.intersection(System.frames())}
-        return alive == {self._main_thread}
+        """Whether no session of this process can be ended while the calling thread, or its task, waits."""
+        delegation = DELEGATION.get()
+        if delegation and delegation.others_go_on:
+            return False
+        asking = delegation.thread if delegation else get_ident()
+        return {asking, *self._threads.intersection(System.frames())} == {self._main_thread}
 
     @property
     def pid(self) -> int:
@@ -422,7 +428,10 @@ def _exchange(
         delegation.begin(connection)
     try:
         while "note" in (answer := connection.receive(timeout)):
-            on_note(answer["note"])
+            if delegation:  # what is said to the terminal, the test's own thread must say
+                delegation.call_soon(on_note, answer["note"])
+            else:
+                on_note(answer["note"])
         if "ack" in answer:  # where this is interrupted before, the broker ends what nobody has received
             connection.send('{"verb":"ack"}')
     finally:

@@ -13,27 +13,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import CodeType
 
 _LIBRARIES = tuple({f"{path}{os.sep}" for name, path in get_paths().items() if name.endswith(("lib", "stdlib"))})
 _HOME = f"{Path(__file__).parent}{os.sep}"  # a task may be nothing but an `aend()`
+_FACTORY = f"{_HOME}async_session.py"
 
 
-def can_end_a_session(current: object, others: Iterable[tuple[object, object, list[Any]]], creation: CodeType) -> bool:
+def can_end_a_session(current: object, others: Iterable[tuple[object, object, list[Any]]]) -> bool:
     """Whether a task might, which waits neither for the current one nor is nothing but another creation.
 
     :param others: of each other task of the loop, the task, its coroutine, and the tasks that it waits for.
-    :param creation: the code of a coroutine that creates a session, and hands it over to whoever waits for it.
     """
     able = [
         (task, awaited)
         for task, coroutine, awaited in others
-        if getattr(coroutine, "cr_code", None) is not creation and _may_be_the_suites(coroutine)
+        if not _is_creation(coroutine) and _may_be_the_suites(coroutine)
     ]
     blocked: set[object] = {current}
     while waiting := [task for task, awaited in able if task not in blocked and not blocked.isdisjoint(awaited)]:
         blocked.update(waiting)
     return any(task not in blocked for task, _ in able)
+
+
+def _is_creation(coroutine: object) -> bool:
+    """Whether a coroutine does nothing but create a session, and hand it over to whoever waits for it."""
+    return getattr(getattr(coroutine, "cr_code", None), "co_filename", "") == _FACTORY
 
 
 def _may_be_the_suites(coroutine: Any) -> bool:

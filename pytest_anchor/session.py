@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,6 +25,7 @@ class _Life:
     def __init__(self, nonce: str) -> None:
         self.nonce = nonce
         self.is_over = False
+        self.ended_by_itself = False  # as it turned out when it was to be ended
 
 
 class AnchorSession:
@@ -34,9 +34,10 @@ class AnchorSession:
     Use it as it is, or as a context manager that ends it; ``async with`` ends it by :meth:`aend`.
     """
 
-    def __init__(self, client: Client, created: Mapping[str, Any], life: _Life) -> None:
+    def __init__(self, client: Client, created: Mapping[str, Any], life: _Life, config: Mapping[str, Any]) -> None:
         self._client = client
         self._life = life
+        self._config = config
         self._id: str = created["id"]
         self._created_at = datetime.fromtimestamp(created["created"], timezone.utc)
         self._cdp_url = _SecretURL(created["cdp_url"])
@@ -70,6 +71,16 @@ class AnchorSession:
         """Whether the session is confirmed to be over."""
         return self._life.is_over
 
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        """What it was created with: the suite's defaults, the markers and the call's own keywords, merged."""
+        return self._config
+
+    @property
+    def ended_by_itself(self) -> bool:
+        """Whether it was over already when it was to be ended: by one of Anchor's timeouts, or a crash."""
+        return self._life.ended_by_itself
+
     def end(self) -> None:
         """End the session. Ending it again does nothing; teardown does it anyway.
 
@@ -94,6 +105,14 @@ class AnchorSession:
         from .asynchronous import run_blocking
 
         await run_blocking(self.end)
+
+    def end_later(self) -> None:
+        """End the session in the background.
+
+        :raises AnchorError: the broker cannot be asked.
+        """
+        if not self._life.is_over:
+            self._client.request("end later", timeout=END_TIMEOUT, again=True, nonces=[self._life.nonce])
 
     def __enter__(self) -> AnchorSession:  # noqa: PYI034 - not made to be inherited from
         return self
@@ -150,12 +169,12 @@ class AnchorSessionFactory:
         after_create: Callable[[], object] = lambda: None,
         on_wait: Callable[[str], object] = lambda _text: None,
     ) -> None:
-        self.client = client
+        self._client = client
         self._defaults = defaults
         self._test = test
         self._before_create = before_create
         self._after_create = after_create
-        self.on_wait = on_wait
+        self._on_wait = on_wait
         self._sessions: list[tuple[_Life, AnchorSession]] = []
 
     def __call__(
@@ -183,45 +202,30 @@ class AnchorSessionFactory:
         """
         __tracebackhide__ = True
         check_keywords(unknown, "anchor_session()")
-        config = self.prepare(session=session, browser=browser, integrations=integrations, identities=identities)
-        return self.create(config, is_self_blocked=self.client.is_self_blocked, on_wait=self.on_wait)
-
-    def prepare(self, **given: Any) -> dict[str, Any]:
-        """Return the configuration of a session that is about to be created; for the thread that runs the test.
-
-        :param given: the call's own, ``None`` for what it does not give.
-        """
-        __tracebackhide__ = True
+        given = {"session": session, "browser": browser, "integrations": integrations, "identities": identities}
         config = merge(self._defaults, {name: value for name, value in given.items() if value is not None})
         with_tags(config, [])  # refuses what has no such form, before anything is opened for it
         self._before_create()
-        return config
-
-    def create(
-        self, config: Mapping[str, Any], *, is_self_blocked: bool, on_wait: Callable[[str], object]
-    ) -> AnchorSession:
-        """Create a session that was prepared; blocks until its browser is ready.
-
-        :param is_self_blocked: whether none of this process's sessions can be ended meanwhile.
-        :param on_wait: called with a sentence on what it waits for, now and then.
-        """
-        __tracebackhide__ = True
-        try:
-            created = self.client.request(
-                "create",
-                timeout=self.client.settings.create_timeout + ANSWER_TIMEOUT,
-                on_note=on_wait,
-                config=config,
-                test=_shortened(self._test()),
-                is_self_blocked=is_self_blocked,
-            )
-        except (TypeError, ValueError, RecursionError) as error:
-            raise type(error)(f"the session's configuration cannot be sent: {error}") from None
+        created = self._create(config)
         life = _Life(created["nonce"])
-        handle = AnchorSession(self.client, created, life)
+        handle = AnchorSession(self._client, created, life, config)
         self._sessions.append((life, handle))
         self._after_create()
         return handle
+
+    def _create(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        __tracebackhide__ = True
+        try:
+            return self._client.request(
+                "create",
+                timeout=self._client.settings.create_timeout + ANSWER_TIMEOUT,
+                on_note=self._on_wait,
+                config=config,
+                test=_shortened(self._test()),
+                is_self_blocked=self._client.is_self_blocked,
+            )
+        except (TypeError, ValueError, RecursionError) as error:
+            raise type(error)(f"the session's configuration cannot be sent: {error}") from None
 
     def __repr__(self) -> str:
         return f"<AnchorSessionFactory {len(self._sessions)} created>"
@@ -234,7 +238,7 @@ class AnchorSessionFactory:
         :raises AnchorError: the broker cannot be asked.
         """
         left = {life: session for life, session in self._sessions if not life.is_over}
-        failures = _end(self.client, list(left), ended_by="teardown", timeout=timeout) if left else {}
+        failures = _end(self._client, list(left), ended_by="teardown", timeout=timeout) if left else {}
         return {left[life]: error for life, error in failures.items()}
 
     def close_later(self) -> None:
@@ -242,17 +246,8 @@ class AnchorSessionFactory:
 
         :raises AnchorError: the broker cannot be asked.
         """
-        self._end_later([life for life, _ in self._sessions if not life.is_over])
-
-    def discard(self, unwanted: AnchorSession) -> None:
-        """End in the background a session that nobody has received; teardown tries again."""
-        with suppress(AnchorError):
-            self._end_later([life for life, session in self._sessions if session is unwanted])
-
-    def _end_later(self, lives: list[_Life]) -> None:
-        if lives:
-            nonces = [life.nonce for life in lives]
-            self.client.request("end later", timeout=END_TIMEOUT, again=True, nonces=nonces)
+        if left := [life.nonce for life, _ in self._sessions if not life.is_over]:
+            self._client.request("end later", timeout=END_TIMEOUT, again=True, nonces=left)
 
 
 def _shortened(test: str) -> str:
@@ -269,4 +264,5 @@ def _end(client: Client, lives: list[_Life], *, ended_by: str, timeout: float) -
     failures = {life: rebuild(answer["failures"][life.nonce]) for life in lives if life.nonce in answer["failures"]}
     for life in lives:
         life.is_over = life not in failures
+        life.ended_by_itself = life.nonce in answer["already"]
     return failures

@@ -56,6 +56,8 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     :param prefetch: sessions that a process creates ahead, at most.
     :param end_in_background: whether a teardown leaves its sessions' end to the background.
     :param create_retries: how often a creation that met a transient failure is tried again.
+    :param playwright: where Playwright's browsers run: ``off`` here, or on a session per ``worker`` or ``test``.
+    :param recorded: whether a test's first context is the session's own, which Anchor records.
     :param socket_folder: where the run's processes on this machine find its broker.
     :param main_pid: the process that the run is over with, 0 where it is on another machine.
     """
@@ -77,6 +79,8 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     prefetch: int = 0
     end_in_background: bool = False
     create_retries: int = 2
+    playwright: str = "off"
+    recorded: bool = False
     socket_folder: str = ""
     main_pid: int = 0
 

@@ -20,21 +20,30 @@ def is_async(playwright: object) -> bool:
     return any(cls.__module__.startswith("playwright.async_api") for cls in type(playwright).__mro__)
 
 
+def is_error(error: BaseException) -> bool:
+    """Whether an exception is one of Playwright's own."""
+    return any(cls.__module__.startswith("playwright.") for cls in type(error).__mro__)
+
+
 async def settle(value: Any) -> Any:
     """What a call of either API comes to."""
     return await value if isawaitable(value) else value
 
 
-async def without_blocking(playwright: object, function: Callable[[], T]) -> T:
+async def without_blocking(
+    playwright: object, function: Callable[[], T], discard: Callable[[T], object] = lambda _result: None
+) -> T:
     """What *function*, which blocks, returns; the event loop of the asynchronous API goes on meanwhile.
 
     :param playwright: an object of the API that is used.
+    :param discard: called with a result that nobody takes any more.
     """
+    __tracebackhide__ = True
     if not is_async(playwright):
         return function()
     from ..asynchronous import run_blocking
 
-    return await run_blocking(function)
+    return await run_blocking(function, discard=discard)
 
 
 def run(playwright: object, work: Coroutine[Any, Any, T]) -> Any:

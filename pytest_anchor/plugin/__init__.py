@@ -29,7 +29,7 @@ from .fixtures import (  # noqa: F401 - pytest finds them here
     package_anchor_session,
     session_anchor_session,
 )
-from .options import add_options, read_settings
+from .options import add_options, playwright_mode, read_settings
 from .state import PLUGIN, Plugin
 
 if TYPE_CHECKING:
@@ -38,6 +38,15 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)  # the suite's own fixtures are to win, and those of other plugins are not
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    mode = playwright_mode(early_config)
+    if mode != "off" and not early_config.pluginmanager.is_blocked("pytest_anchor"):
+        from ..playwright.registration import register_fixtures
+
+        register_fixtures(early_config.pluginmanager, per_test=mode == "test")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,11 +65,18 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     config.stash[PLUGIN] = plugin = Plugin(Client(settings), config, is_worker=bool(values))
     config.pluginmanager.register(_Redaction(plugin), "pytest_anchor_redaction")
+    if settings.playwright != "off":
+        from ..playwright.registration import register_late
+        from ..playwright.switch import Switch
+
+        register_late(config.pluginmanager, per_test=settings.playwright == "test")
+        config.pluginmanager.register(Switch(plugin), "pytest_anchor_switch")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Have ended what earlier runs left on record, in the background."""
     plugin = session.config.stash[PLUGIN]
+    plugin.session = session
     settings = plugin.client.settings
     if plugin.is_worker and not settings.own_registry:
         return
@@ -103,6 +119,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
     plugin = session.config.stash[PLUGIN]
+    if plugin.is_worker and plugin.remarks:
+        session.config.workeroutput["pytest_anchor_remarks"] = list(plugin.remarks)  # type: ignore[attr-defined]
     if plugin.is_worker and not plugin.client.used:
         session.config.workeroutput["pytest_anchor"] = []  # type: ignore[attr-defined]
         return (yield)
@@ -124,7 +142,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     plugin = config.stash[PLUGIN]
-    if plugin.report is not None and (lines := plugin.report["lines"]):
+    lines = [*(plugin.report["lines"] if plugin.report else ()), *((text, {"yellow": True}) for text in plugin.remarks)]
+    if lines:
         terminalreporter.ensure_newline()
         terminalreporter.section("anchor")
         for text, markup in lines:
@@ -159,9 +178,11 @@ def pytest_xdist_node_collection_finished(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:  # noqa: ARG001 - the hook's
-    from .xdist import take_records
+    from .xdist import take_records, take_remarks
 
-    take_records(node, node.config.stash[PLUGIN])
+    plugin = node.config.stash[PLUGIN]
+    take_remarks(node, plugin)
+    take_records(node, plugin)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -115,6 +115,19 @@ OPTIONS = {
         "on",
         check=lambda name, value: check_choice(name, value, ("on", "off")),
     ),
+    "playwright": Option(
+        "off|worker|test",
+        "where Playwright's browsers run: on this machine, off (default); on a session that each worker keeps, worker; "
+        "or on one of each test's own, test",
+        "off",
+        check=lambda name, value: check_choice(name, value, ("off", "worker", "test")),
+    ),
+    "context": Option(
+        "new|recorded",
+        "with --anchor-playwright test, a test's first browser context: new (default), or the session's own, recorded",
+        "new",
+        check=lambda name, value: check_choice(name, value, ("new", "recorded")),
+    ),
     "chromium": Option(
         "PATH",
         "the Chromium for --anchor-local (default: looked for on PATH and in the usual places)",
@@ -135,6 +148,12 @@ def add_options(parser: pytest.Parser) -> None:
         parser.addini(f"anchor_{name}", option.help)
     group.addoption("--anchor-local", action="store_true", dest="anchor_local", help=_LOCAL_HELP)
     parser.addini("anchor_local", _LOCAL_HELP, type="bool", default=False)
+
+
+def playwright_mode(config: pytest.Config) -> str:
+    """Where Playwright's browsers are to run, as far as it can be told before all options are parsed."""
+    given = getattr(config.known_args_namespace, "anchor_playwright", None) or config.getini("anchor_playwright")
+    return str(given or OPTIONS["playwright"].default)
 
 
 def read_settings(config: pytest.Config) -> Settings:
@@ -170,9 +189,20 @@ def read_settings(config: pytest.Config) -> Settings:
         prefetch=value("prefetch"),
         end_in_background=value("end") == "background",
         reaper=value("reaper") == "on",
+        playwright=value("playwright"),
+        recorded=_recorded(value("playwright"), value("context")),
         socket_folder=socket_folder(invocation),
         main_pid=os.getpid(),
     )
+
+
+def _recorded(playwright: str, context: str) -> bool:
+    if context == "recorded" and playwright == "worker":
+        raise AnchorConfigError(
+            "--anchor-context recorded needs --anchor-playwright test: a session's own context cannot be cleared of "
+            "what a test has left in it, so each test needs a session of its own"
+        )
+    return context == "recorded"
 
 
 def _registry(config: pytest.Config) -> Path:

@@ -17,8 +17,15 @@ from ..errors import AnchorConfigError, AnchorError
 from ..settings import KEYWORDS, Settings
 from .fixtures import (  # noqa: F401 - pytest finds them here
     FIXTURES,
+    _anchor_playwright,
+    anchor_browser,
+    anchor_context,
+    anchor_page,
     anchor_session,
     anchor_session_defaults,
+    async_anchor_browser,
+    async_anchor_context,
+    async_anchor_page,
     async_anchor_session,
     async_class_anchor_session,
     async_module_anchor_session,

@@ -14,6 +14,9 @@ from .state import PLUGIN, TEARDOWN_TIMEOUT
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from playwright import async_api
+    from playwright.sync_api import Browser, BrowserContext, Page, Playwright
+
     from ..async_session import AsyncAnchorSessionFactory
     from ..session import AnchorSessionFactory
 
@@ -111,3 +114,65 @@ def _asynchronous(factory: AnchorSessionFactory) -> AsyncAnchorSessionFactory:
     from ..async_session import AsyncAnchorSessionFactory
 
     return AsyncAnchorSessionFactory(factory)
+
+
+@pytest.fixture
+def anchor_page(anchor_context: BrowserContext) -> Page:
+    """Playwright's page of an Anchor session of the test's own, for suites without pytest-playwright.
+
+    The session's own first page, in its own first context: that is what Anchor records, and what
+    holds the profile. anchor_context and anchor_browser are its context and its browser. For
+    asyncio: async_anchor_page, async_anchor_context and async_anchor_browser.
+    """
+    return anchor_context.pages[0]
+
+
+@pytest.fixture
+def anchor_context(anchor_browser: Browser) -> BrowserContext:
+    """Playwright's context of anchor_page."""
+    return anchor_browser.contexts[0]
+
+
+@pytest.fixture
+def anchor_browser(request: pytest.FixtureRequest, anchor_session: AnchorSessionFactory) -> Iterator[Browser]:
+    """Playwright's browser of anchor_page: a connection to a new Anchor session, which both end with the test."""
+    __tracebackhide__ = True
+    from ..playwright import pages
+
+    pages.check_installed("anchor_browser")
+    browser = pages.open_browser(pages.synchronous_playwright(request), anchor_session)
+    yield browser
+    pages.disconnect(browser)
+
+
+@pytest.fixture
+def async_anchor_page(async_anchor_context: async_api.BrowserContext) -> async_api.Page:
+    """As anchor_page, of Playwright's asynchronous API, for tests that pytest-asyncio or anyio's plugin runs."""
+    return async_anchor_context.pages[0]
+
+
+@pytest.fixture
+def async_anchor_context(async_anchor_browser: async_api.Browser) -> async_api.BrowserContext:
+    """Playwright's context of async_anchor_page."""
+    return async_anchor_browser.contexts[0]
+
+
+@pytest.fixture
+def async_anchor_browser(
+    request: pytest.FixtureRequest,
+    anchor_session: AnchorSessionFactory,  # noqa: ARG001 - so it is known early that the test will create a session
+) -> async_api.Browser:
+    """Playwright's browser of async_anchor_page, in the test's own event loop."""
+    __tracebackhide__ = True
+    from ..playwright import async_pages, pages
+
+    pages.check_installed("async_anchor_browser")
+    return async_pages.browser_of(request)
+
+
+@pytest.fixture(scope="session")
+def _anchor_playwright(request: pytest.FixtureRequest) -> Iterator[Playwright]:
+    from ..playwright.pages import start_playwright
+
+    with start_playwright(request) as playwright:
+        yield playwright

@@ -71,7 +71,21 @@ async def _disconnect(browser: Any) -> None:
             raise
 
 
-def synchronous_playwright(request: pytest.FixtureRequest) -> Any:
+@contextmanager
+def synchronous_browser(request: pytest.FixtureRequest, factory: AnchorSessionFactory) -> Iterator[Any]:
+    """A browser for the requesting test, disconnected afterwards."""
+    __tracebackhide__ = True
+    browser = open_browser(_synchronous_playwright(request), factory)
+    suite: _MixedSuite | None = request.config.pluginmanager.get_plugin(_MixedSuite.__name__)
+    if suite is not None:
+        suite.has_browser = True
+    yield browser
+    disconnect(browser)
+    if suite is not None:
+        suite.browser_is_closed()
+
+
+def _synchronous_playwright(request: pytest.FixtureRequest) -> Any:
     """The ``Playwright`` that this thread's tests share: a thread can have one only.
 
     The suite's own fixture ``playwright``, which may be pytest-playwright's, comes first.
@@ -92,32 +106,59 @@ def synchronous_playwright(request: pytest.FixtureRequest) -> Any:
 
 @contextmanager
 def start_playwright(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Start the synchronous Playwright for as long as its fixture lives, or until an asynchronous test begins."""
+    """Start the synchronous Playwright for as long as its fixture lives."""
     from playwright.sync_api import Error, sync_playwright
 
     try:
         playwright = sync_playwright().start()
     except Error:
         pytest.fail(IN_USE, pytrace=False)
-    guard = _BeforeAsynchronousTests(request)
-    request.config.pluginmanager.register(guard)
+    manager = request.config.pluginmanager
+    if any(map(_is_asynchronous, request.session.items)):
+        manager.register(_MixedSuite(request), _MixedSuite.__name__)
     try:
         yield playwright
     finally:
-        request.config.pluginmanager.unregister(guard)
+        if manager.has_plugin(_MixedSuite.__name__):
+            manager.unregister(name=_MixedSuite.__name__)
         playwright.stop()
 
 
-class _BeforeAsynchronousTests:
-    """Ends the synchronous Playwright before a test that needs an event loop: as long as it lives, its own one runs."""
+class _MixedSuite:
+    """Ends the synchronous Playwright wherever an event loop may be needed: as long as it lives, its own one runs.
+
+    That is before an asynchronous test, and where loops of wider scopes may be closed.
+
+    :param request: that of Playwright's fixture.
+    :ivar has_browser: whether a browser is connected.
+    """
 
     def __init__(self, request: Any) -> None:
         self._request = request
+        self.has_browser = False
+        self._is_due = False
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         if _is_asynchronous(item):
-            self._request._fixturedef.finish(self._request)  # noqa: SLF001 - as pytest does at the end of its scope
+            self._end()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
+        if nextitem is None or nextitem.parent is not item.parent:
+            if self.has_browser:
+                self._is_due = True
+            else:
+                self._end()
+
+    def browser_is_closed(self) -> None:
+        """Take in that no browser is connected any more."""
+        self.has_browser = False
+        if self._is_due:
+            self._end()
+
+    def _end(self) -> None:
+        self._request._fixturedef.finish(self._request)  # noqa: SLF001 - as pytest does at the end of its scope
 
 
 def _is_asynchronous(item: pytest.Item) -> bool:

@@ -140,9 +140,8 @@ def anchor_browser(request: pytest.FixtureRequest, anchor_session: AnchorSession
     from ..playwright import pages
 
     pages.check_installed("anchor_browser")
-    browser = pages.open_browser(pages.synchronous_playwright(request), anchor_session)
-    yield browser
-    pages.disconnect(browser)
+    with pages.synchronous_browser(request, anchor_session) as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ class Launcher:
         __tracebackhide__ = True
         if browser_type.name != "chromium":
             pytest.skip(OTHER_BROWSER.format(browser_type.name))
+        self._plugin.termination.catch()  # which only the thread that runs the tests can
         creation = creation_of(options, self._plugin.remark)
         holder = self._holder()
         create = partial(self._sessions.take, self._sessions.source(holder), creation.keywords)

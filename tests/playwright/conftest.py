@@ -11,6 +11,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "local"))
 
 from backend import Backend
+from switched import Suite
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +31,11 @@ def backends() -> Iterator[Callable[..., Backend]]:
 def chromium(backends: Callable[..., Backend]) -> Backend:
     """A backend with real Chromium."""
     return backends()
+
+
+@pytest.fixture
+def suite(tmp_path: Path, chromium: Backend, pytester: pytest.Pytester) -> Suite:
+    """A folder of tests."""
+    folder = tmp_path / "suite"
+    folder.mkdir()
+    return Suite(folder, chromium, pytester)

@@ -45,7 +45,9 @@ def wheel(session: nox.Session) -> None:
     with tempfile.TemporaryDirectory() as folder:
         session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ".")
         (built,) = Path(folder).glob("*.whl")
-        session.install(f"{built}[local,xdist]", "playwright")
+        session.install(f"{built}[local,xdist]", "pytest-playwright")
         shutil.copytree("examples", Path(folder, "examples"))
         session.chdir(folder)
-        session.run("pytest", "-p", "pytest_anchor", "-n", "2", "--anchor-local", "examples")
+        options = ["-n", "2", "--anchor-local"]
+        session.run("pytest", *options, "examples/sessions")
+        session.run("pytest", *options, "--anchor-playwright", "test", "examples/tea_shop")

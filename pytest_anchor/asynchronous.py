@@ -13,7 +13,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from .client import DELEGATION, Delegation, WithdrawnError
+from .delegation import DELEGATION, Delegation, WithdrawnError
 from .other_tasks import can_end_a_session
 
 if TYPE_CHECKING:

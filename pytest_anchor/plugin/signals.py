@@ -7,7 +7,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
-from ..client import DELEGATION
+from ..delegation import DELEGATION
 from ..launcher import getpid
 
 if TYPE_CHECKING:

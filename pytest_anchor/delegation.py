@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     class Connection(Protocol):
         """What can be closed so that the thread which reads from it hears of it."""
 
-        def shut_down(self) -> None: ...
+        def shut_down(self) -> None:
+            """Close both directions."""
 
 
 class WithdrawnError(AnchorError):

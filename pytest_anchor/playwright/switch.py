@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .launch import Launcher, Replacements, replace_launches
-from .life import Browsers
+from .life import Browsers, is_playwrights
 from .meaningless import OTHER_BROWSER
 from .registration import NAME
 from .sessions import Holder, Sessions
@@ -38,6 +38,7 @@ class Switch:
         self._replacements = Replacements()
         self._setups: list[Holder] = []
         self._test: Holder | None = None
+        self._died_in: pytest.Item | None = None  # the last test that failed as a session was over
 
     @property
     def _holder(self) -> Holder | None:
@@ -96,18 +97,23 @@ class Switch:
         self._browsers.before_test()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_teardown(self) -> Any:
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Any:
         self._sessions.is_over = True
         try:
             return (yield)
+        except Exception as error:
+            # What cannot be closed since the session was over, has failed the test already, and for that reason.
+            if self._died_in is not item or not is_playwrights(error):
+                raise
         finally:
             self._browsers.after_test()
 
     @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Any:
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
         report = yield
         if report.failed and call.excinfo is not None and self._browsers.open:
             for text in self._browsers.explain(call.excinfo.value):
+                self._died_in = item
                 if hasattr(report.longrepr, "addsection"):
                     report.longrepr.addsection("anchor", text)
                 else:

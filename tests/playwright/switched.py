@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 from unittest.mock import patch
 
@@ -50,7 +51,7 @@ class Suite:
         self.write("[pytest]\n", "pytest.ini")
 
     def write(self, text: str, name: str = "test_it.py") -> None:
-        (self.folder / name).write_text(text)
+        (self.folder / name).write_text(dedent(text))
 
     @property
     def _env(self) -> dict[str, str]:
@@ -58,6 +59,7 @@ class Suite:
             PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
             ANCHORBROWSER_BASE_URL=self.backend.url,
             ANCHORBROWSER_API_KEY=self.backend.key,
+            PLAYWRIGHT_BROWSERS_PATH=str(self.folder / "none"),  # a browser of this machine cannot be launched
         )
 
     def run(self, mode: str, *args: str, plugins: tuple[str, ...] = SYNC) -> Run:

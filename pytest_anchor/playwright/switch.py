@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .downloads import replace_downloads
 from .launch import Launcher, Replacements, replace_launches
 from .life import Browsers, is_playwrights
 from .meaningless import OTHER_BROWSER
@@ -63,6 +64,7 @@ class Switch:
         if isinstance(browsers, list) and browsers and "chromium" not in browsers:
             raise pytest.UsageError(f"--browser {browsers[0]}: {OTHER_BROWSER.format(browsers[0])}")
         replace_launches(self._replacements, self._launcher)
+        replace_downloads(self._replacements)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:

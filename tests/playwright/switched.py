@@ -47,6 +47,7 @@ class Suite:
     def __init__(self, folder: Path, backend: Backend, pytester: pytest.Pytester) -> None:
         self.folder = folder
         self.backend = backend
+        self.more_env: dict[str, str] = {}
         self._pytester = pytester
         self.write("[pytest]\n", "pytest.ini")
 
@@ -60,6 +61,7 @@ class Suite:
             ANCHORBROWSER_BASE_URL=self.backend.url,
             ANCHORBROWSER_API_KEY=self.backend.key,
             PLAYWRIGHT_BROWSERS_PATH=str(self.folder / "none"),  # a browser of this machine cannot be launched
+            **self.more_env,
         )
 
     def run(self, mode: str, *args: str, plugins: tuple[str, ...] = SYNC) -> Run:

@@ -85,6 +85,7 @@ class Switch:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: pytest.FixtureRequest) -> Any:
+        __tracebackhide__ = True
         self._setups.append(Holder(fixturedef, request))
         try:
             return (yield)
@@ -100,6 +101,7 @@ class Switch:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Any:
+        __tracebackhide__ = True
         self._sessions.is_over = True
         try:
             return (yield)

@@ -60,7 +60,7 @@ def replace_downloads(replacements: Replacements) -> None:
 async def _local_path(download: Any, path_of: Any) -> Any:
     __tracebackhide__ = True
     path = await apis.settle(path_of(download))
-    if path is not None and not os.path.exists(path):  # noqa: PTH110 - no object between this and the disk
+    if path is not None and not Path(path).exists():  # noqa: ASYNC240 - a look at the disk takes no time
         await _bring(download.page.context.browser, Path(path))
     return path
 

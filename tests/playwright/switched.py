@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import pytest
 from backend import Backend
-from processes import environment
+from processes import CHECKOUT, environment
 
 SYNC = ("-p", "pytest_playwright.pytest_playwright")
 ASYNC = (
@@ -47,7 +47,7 @@ class Suite:
     def __init__(self, folder: Path, backend: Backend, pytester: pytest.Pytester) -> None:
         self.folder = folder
         self.backend = backend
-        self.more_env: dict[str, str] = {}
+        self.more_env: dict[str, str] = {"PYTHONPATH": str(CHECKOUT)}
         self._pytester = pytester
         self.write("[pytest]\n", "pytest.ini")
 

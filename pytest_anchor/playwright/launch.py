@@ -12,6 +12,7 @@ from . import apis
 from .connect import connect
 from .life import LaunchedBrowser
 from .meaningless import OTHER_BROWSER, PERSISTENT, creation_of
+from .recorded import use_own_context
 from .sessions import discard
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class Launcher:
                     raise
             else:
                 break
+        if self._plugin.client.settings.recorded:
+            use_own_context(browser)
         self._browsers.add(LaunchedBrowser(browser, lease, holder, self._sessions))
         return browser
 

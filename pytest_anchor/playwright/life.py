@@ -152,13 +152,14 @@ def _tear_down(holder: Holder, *, is_dead: bool) -> None:
     try:
         holder.fixture.finish(holder.request)
     except Exception as error:
-        if not (is_dead and _is_playwrights(error)):  # what is gone cannot be closed
+        if not (is_dead and is_playwrights(error)):  # what is gone cannot be closed
             raise
 
 
-def _is_playwrights(error: BaseException) -> bool:
+def is_playwrights(error: BaseException) -> bool:
+    """Whether an exception, or each of a group of them, is Playwright's."""
     inner = getattr(error, "exceptions", None)
-    return all(map(_is_playwrights, inner)) if inner else apis.is_error(error)
+    return all(map(is_playwrights, inner)) if inner else apis.is_error(error)
 
 
 class Connection:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .downloads import replace_downloads
 from .launch import Launcher, Replacements, replace_launches
-from .life import Browsers
+from .life import Browsers, is_playwrights
 from .meaningless import OTHER_BROWSER
 from .registration import NAME
 from .sessions import Holder, Sessions
@@ -38,6 +39,7 @@ class Switch:
         self._replacements = Replacements()
         self._setups: list[Holder] = []
         self._test: Holder | None = None
+        self._died_in: pytest.Item | None = None  # the last test that failed as a session was over
 
     @property
     def _holder(self) -> Holder | None:
@@ -62,6 +64,7 @@ class Switch:
         if isinstance(browsers, list) and browsers and "chromium" not in browsers:
             raise pytest.UsageError(f"--browser {browsers[0]}: {OTHER_BROWSER.format(browsers[0])}")
         replace_launches(self._replacements, self._launcher)
+        replace_downloads(self._replacements)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -82,6 +85,7 @@ class Switch:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: pytest.FixtureRequest) -> Any:
+        __tracebackhide__ = True
         self._setups.append(Holder(fixturedef, request))
         try:
             return (yield)
@@ -96,18 +100,24 @@ class Switch:
         self._browsers.before_test()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_teardown(self) -> Any:
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Any:
+        __tracebackhide__ = True
         self._sessions.is_over = True
         try:
             return (yield)
+        except Exception as error:
+            # What cannot be closed since the session was over, has failed the test already, and for that reason.
+            if self._died_in is not item or not is_playwrights(error):
+                raise
         finally:
             self._browsers.after_test()
 
     @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Any:
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
         report = yield
         if report.failed and call.excinfo is not None and self._browsers.open:
             for text in self._browsers.explain(call.excinfo.value):
+                self._died_in = item
                 if hasattr(report.longrepr, "addsection"):
                     report.longrepr.addsection("anchor", text)
                 else:

@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 from backend import Backend
-from processes import environment
+from processes import CHECKOUT, environment
 
 SYNC = ("-p", "pytest_playwright.pytest_playwright")
 ASYNC = (
@@ -46,11 +47,12 @@ class Suite:
     def __init__(self, folder: Path, backend: Backend, pytester: pytest.Pytester) -> None:
         self.folder = folder
         self.backend = backend
+        self.more_env: dict[str, str] = {"PYTHONPATH": str(CHECKOUT)}
         self._pytester = pytester
         self.write("[pytest]\n", "pytest.ini")
 
     def write(self, text: str, name: str = "test_it.py") -> None:
-        (self.folder / name).write_text(text)
+        (self.folder / name).write_text(dedent(text))
 
     @property
     def _env(self) -> dict[str, str]:
@@ -58,6 +60,8 @@ class Suite:
             PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
             ANCHORBROWSER_BASE_URL=self.backend.url,
             ANCHORBROWSER_API_KEY=self.backend.key,
+            PLAYWRIGHT_BROWSERS_PATH=str(self.folder / "none"),  # a browser of this machine cannot be launched
+            **self.more_env,
         )
 
     def run(self, mode: str, *args: str, plugins: tuple[str, ...] = SYNC) -> Run:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .pages import disconnect, open_browser
+from .pages import Pages, disconnect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -76,9 +76,9 @@ def _fixtures(kind: str, declare: Callable[..., Any], scope: str) -> ModuleType:
             yield playwright
 
     async def browser(request: pytest.FixtureRequest, anchor_session: AnchorSessionFactory) -> AsyncIterator[Browser]:
-        opened = await open_browser(request.getfixturevalue(driver_name), anchor_session)
-        yield opened
-        await disconnect(opened)
+        launched = await Pages.of(request.config).launch(request.getfixturevalue(driver_name), anchor_session)
+        yield launched.browser
+        await disconnect(launched)
 
     module = ModuleType(browser_name)
     vars(module)["driver"] = declare(scope=scope, name=driver_name)(driver)

@@ -10,7 +10,7 @@ import pytest
 
 from .downloads import replace_downloads
 from .launch import Launcher, Replacements, replace_launches
-from .life import Browsers, is_playwrights
+from .life import Browsers, add_section, is_playwrights
 from .meaningless import OTHER_BROWSER
 from .registration import NAME
 from .sessions import Holder, Sessions
@@ -118,10 +118,7 @@ class Switch:
         if report.failed and call.excinfo is not None and self._browsers.open:
             for text in self._browsers.explain(call.excinfo.value):
                 self._died_in = item
-                if hasattr(report.longrepr, "addsection"):
-                    report.longrepr.addsection("anchor", text)
-                else:
-                    report.sections.append(("anchor", text))
+                add_section(report, text)
         return report
 
     def pytest_unconfigure(self) -> None:

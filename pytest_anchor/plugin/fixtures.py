@@ -171,7 +171,7 @@ def async_anchor_browser(
 
 @pytest.fixture(scope="session")
 def _anchor_playwright(request: pytest.FixtureRequest) -> Iterator[Playwright]:
-    from ..playwright.pages import start_playwright
+    from ..playwright.driver import start_playwright
 
     with start_playwright(request) as playwright:
         yield playwright

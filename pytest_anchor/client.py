@@ -247,7 +247,8 @@ class Client:
     def _take_in(self, connection: _Connection, answer: dict[str, Any]) -> dict[str, Any]:
         __tracebackhide__ = True
         self._is_stuck = False
-        if self._is_over:
+        delegation = DELEGATION.get()
+        if self._is_over or (delegation and delegation.is_withdrawn):  # perhaps just after the answer had come
             self._drop(connection)
         else:
             self._idle.append(connection)

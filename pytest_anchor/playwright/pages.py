@@ -12,7 +12,9 @@ import pytest
 from ..plugin.state import PLUGIN
 from . import apis
 from .connect import connect
+from .downloads import replace_downloads
 from .driver import MIXED_SUITE, MixedSuite, synchronous_playwright
+from .launch import Replacements
 from .life import Browsers, LaunchedBrowser, add_section
 from .sessions import Sessions, discard
 
@@ -39,6 +41,9 @@ class Pages(Browsers):
     def __init__(self, plugin: Plugin) -> None:
         super().__init__()
         self._sessions = Sessions(plugin, is_shared=False)
+        self._replacements = Replacements()
+        if plugin.client.settings.playwright == "off":  # else it is done already
+            replace_downloads(self._replacements)
 
     @classmethod
     def of(cls, config: pytest.Config) -> Pages:
@@ -78,6 +83,10 @@ class Pages(Browsers):
             for text in self.explain(call.excinfo.value):
                 add_section(report, text)
         return report
+
+    def pytest_unconfigure(self) -> None:
+        """Leave Playwright as it was."""
+        self._replacements.undo()
 
 
 def disconnect(launched: LaunchedBrowser) -> Any:

@@ -126,3 +126,8 @@ class Suite:
     def alive(self) -> list[str]:
         """Those that run."""
         return [one["session_id"] for one in self.listed if one["status"] == "running"]
+
+    def pages(self, session_id: str) -> list[dict[str, Any]]:
+        """The pages of a session."""
+        pages: list[dict[str, Any]] = self.backend("GET", f"/v1/sessions/{session_id}/pages").json()
+        return pages if isinstance(pages, list) else []

@@ -60,3 +60,59 @@ def test_a_suite_runs_unchanged(suite: Suite, mode: str, plugins: tuple[str, ...
     assert len(list(results.rglob("trace.zip"))) == 1
     assert len(list(results.rglob("trace-*.zip"))) == 2
     assert len(list(results.rglob("*.png"))) == 3
+
+
+def test_what_has_no_meaning_is_said_once(suite: Suite):
+    suite.write(
+        """
+        import pytest
+
+        @pytest.fixture(scope="session")
+        def connect_options():
+            return {"ws_endpoint": "ws://127.0.0.1:9/"}
+        """,
+        "conftest.py",
+    )
+    suite.write("""
+        import pytest
+
+        @pytest.mark.anchor(session={"tags": ["one"]})
+        @pytest.mark.parametrize("number", range(4))
+        def test_it(page, number):
+            assert page.title() == ""
+    """)
+    browsers = ("--browser", "chromium", "--browser", "firefox", "--browser-channel", "chrome")
+    run = suite.run_process("worker", "-p", "xdist", "-n", "2", "-rs", *browsers)
+    assert run.outcomes == {"passed": 4, "skipped": 4}, run.out
+    assert "firefox was asked for, and Anchor's browsers are Chromium" in run.out
+    for sentence in (
+        "connect_options are not used",
+        "the launch option channel='chrome' has no meaning for a session of Anchor",
+        "the anchor marker of test_it.py::test_it[chromium-0] and others changes nothing",
+    ):
+        assert run.out.count(sentence) == 1
+
+
+def test_a_wider_fixture_cannot_use_a_tests_own_browser(suite: Suite):
+    suite.write("""
+        import pytest
+
+        @pytest.fixture(scope="session")
+        def shared(browser):
+            return browser.new_page()
+
+        def test_it(shared):
+            pass
+    """)
+    before = len(suite.listed)
+    run = suite.run("test")
+    assert run.outcomes == {"error": 1}, run.out
+    assert "the fixture shared, of scope 'session', uses browser, of which each test has its own" in run.out
+    assert "give it the scope 'function', or run with --anchor-playwright worker" in run.out
+    assert len(suite.listed) == before
+
+
+def test_a_run_of_other_browsers_only_is_refused(suite: Suite):
+    run = suite.run("worker", "--browser", "webkit")
+    assert run.status == pytest.ExitCode.USAGE_ERROR
+    assert "--browser webkit: webkit was asked for, and Anchor's browsers are Chromium" in run.out + run.err

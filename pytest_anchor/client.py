@@ -16,7 +16,7 @@ from _thread import get_ident
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from .delegation import DELEGATION, WithdrawnError
+from .delegation import THREAD, WithdrawnError
 from .errors import AnchorError, AnchorRegistryError, Secret, rebuild
 from .launcher import Launcher, System, check_folder, exists, getpid, start_failure
 from .settings import check_key, key_from_environment
@@ -158,7 +158,7 @@ class Client:
     @property
     def is_self_blocked(self) -> bool:
         """Whether no session of this process can be ended while the calling thread, or its task, waits."""
-        delegation = DELEGATION.get()
+        delegation = THREAD.delegation
         if delegation and delegation.others_go_on:
             return False
         asking = delegation.thread if delegation else get_ident()
@@ -212,7 +212,7 @@ class Client:
         :raises WithdrawnError: it was withdrawn.
         """
         __tracebackhide__ = True
-        delegation = DELEGATION.get()
+        delegation = THREAD.delegation
         if self._is_over:
             raise AnchorError(f"no session was created for {arguments.get('test', '?')}: the run is over")
         patience = timeout + (SLACK if slack is None else slack)
@@ -247,7 +247,7 @@ class Client:
     def _take_in(self, connection: _Connection, answer: dict[str, Any]) -> dict[str, Any]:
         __tracebackhide__ = True
         self._is_stuck = False
-        delegation = DELEGATION.get()
+        delegation = THREAD.delegation
         if self._is_over or (delegation and delegation.is_withdrawn):  # perhaps just after the answer had come
             self._drop(connection)
         else:

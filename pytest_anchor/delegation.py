@@ -5,8 +5,7 @@ PYTEST_DONT_REWRITE: every run with this plugin imports this, and it has no asse
 
 from __future__ import annotations
 
-from _thread import allocate_lock, get_ident
-from contextvars import ContextVar
+from _thread import _local, allocate_lock, get_ident
 from typing import TYPE_CHECKING
 
 from .errors import AnchorError
@@ -64,5 +63,10 @@ class Delegation:
             self._connection = None
 
 
-# Set in a helper thread, whose context is its own.
-DELEGATION: ContextVar[Delegation | None] = ContextVar("pytest_anchor_delegation", default=None)
+class _Thread(_local):
+    """What belongs to the running thread."""
+
+    delegation: Delegation | None = None  # if it is a helper
+
+
+THREAD = _Thread()

@@ -52,6 +52,8 @@ class Launcher:
         self._plugin.termination.catch()  # which only the thread that runs the tests can
         creation = creation_of(options, self._plugin.remark)
         holder = self._holder()
+        if self._plugin.upcoming is not None and holder is not None and holder.is_tests_browser:
+            self._plugin.upcoming.launched(creation.keywords)
         create = partial(self._sessions.take, self._sessions.source(holder), creation.keywords)
         while True:
             lease = await apis.without_blocking(browser_type, create, discard(self._sessions))

@@ -35,6 +35,12 @@ class Holder(NamedTuple):
         scope: str = self.fixture.scope
         return scope != "function"
 
+    @property
+    def is_tests_browser(self) -> bool:
+        """Whether it is the fixture of a test's own browser."""
+        name: str = self.fixture.argname
+        return name == "browser" and not self.outlives_tests
+
 
 class Lease:
     """A session that a browser is connected to.

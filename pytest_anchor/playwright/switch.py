@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ..plugin.upcoming import CONNECTION
 from .downloads import replace_downloads
 from .launch import Launcher, Replacements, replace_launches
 from .life import Browsers, add_section, is_playwrights
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..plugin.state import Plugin
-
-CONNECTION = "_anchor_connection"
 
 
 class Switch:

@@ -24,11 +24,31 @@ def creation(**options: object) -> tuple[dict[str, object], float, list[str]]:
         ({"args": ["--disable-web-security"]}, {"browser": {"disable_web_security": {"active": True}}}),
         (
             {"proxy": {"server": "proxy.test:3128", "username": "u", "password": "p"}},
-            {"session": {"proxy": {"active": True, "type": "custom", "server": "http://proxy.test:3128", "username": "u", "password": "p"}}},
+            {
+                "session": {
+                    "proxy": {
+                        "active": True,
+                        "type": "custom",
+                        "server": "http://proxy.test:3128",
+                        "username": "u",
+                        "password": "p",
+                    }
+                }
+            },
         ),
         (
             {"args": ["--proxy-server=https://proxy.test"]},
-            {"session": {"proxy": {"active": True, "type": "custom", "server": "https://proxy.test", "username": "", "password": ""}}},
+            {
+                "session": {
+                    "proxy": {
+                        "active": True,
+                        "type": "custom",
+                        "server": "https://proxy.test",
+                        "username": "",
+                        "password": "",
+                    }
+                }
+            },
         ),
     ],
 )

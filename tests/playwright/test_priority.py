@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from switched import SYNC, Suite
+from switched import Suite
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,8 @@ def test_a_suites_own_browser_counts(suite: Suite, mode: str, workers: tuple[str
 
 @pytest.mark.parametrize("workers", [(), LATE], ids=["here", "xdist"])
 def test_a_suites_own_launch_browser_counts(suite: Suite, workers: tuple[str, ...]):
-    suite.write("""
+    suite.write(
+        """
         import pytest
 
         @pytest.fixture(scope="session")
@@ -48,7 +49,9 @@ def test_a_suites_own_launch_browser_counts(suite: Suite, workers: tuple[str, ..
                 browser.mine = True
                 return browser
             return launch
-    """, "conftest.py")
+    """,
+        "conftest.py",
+    )
     suite.write("""
         def test_it(browser, page):
             assert browser.mine
@@ -61,7 +64,8 @@ def test_a_suites_own_launch_browser_counts(suite: Suite, workers: tuple[str, ..
 
 
 def test_pytest_playwright_is_named_by_a_conftest(suite: Suite):
-    suite.write("""
+    suite.write(
+        """
         import pytest
 
         pytest_plugins = ["pytest_playwright.pytest_playwright"]
@@ -69,7 +73,9 @@ def test_pytest_playwright_is_named_by_a_conftest(suite: Suite):
         @pytest.fixture(scope="session")
         def base_url():  # pytest-playwright's own is missing then
             return None
-    """, "conftest.py")
+    """,
+        "conftest.py",
+    )
     suite.write("def test_it(page, browser): assert len(browser.contexts) == 2")
     run = suite.run_process("test", plugins=())
     assert run.outcomes == {"passed": 1}, run.out

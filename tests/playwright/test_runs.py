@@ -94,13 +94,21 @@ def test_a_worker_crashes(suite: Suite, mode: str):
 @MODES
 def test_sessions_ahead_and_ends_behind(suite: Suite, mode: str):
     suite.write("""
+        import time
+        from pathlib import Path
         import pytest
 
         @pytest.mark.parametrize("number", range(4))
         def test_it(page, number):
             assert page.title() == ""
+            time.sleep(0.5)
+
+        def test_journal():
+            (journal,) = Path(".pytest_anchor").glob("*/journal.jsonl")
+            print("taken:", journal.read_text().count('"taken"'))
     """)
     before = len(suite.listed)
-    run = suite.run(mode, "--anchor-prefetch", "2", "--anchor-end", "background")
-    assert run.outcomes == {"passed": 4}, run.out
+    run = suite.run(mode, "--anchor-prefetch", "2", "--anchor-end", "background", "--headed", "-rP")
+    assert run.outcomes == {"passed": 5}, run.out
     assert len(suite.listed) - before == {"worker": 1, "test": 4}[mode]
+    assert f"taken: {({'worker': 0, 'test': 3}[mode])}" in run.out

@@ -116,3 +116,28 @@ def test_a_run_of_other_browsers_only_is_refused(suite: Suite):
     run = suite.run("worker", "--browser", "webkit")
     assert run.status == pytest.ExitCode.USAGE_ERROR
     assert "--browser webkit: webkit was asked for, and Anchor's browsers are Chromium" in run.out + run.err
+
+
+@pytest.fixture(scope="module")
+def slow_backend(backends):
+    return backends("--create-latency", "1")
+
+
+def test_a_creation_does_not_stop_the_event_loop(suite: Suite, slow_backend):
+    suite.backend = slow_backend
+    suite.write("""
+        import asyncio, time
+
+        async def test_it(launch_browser):
+            gaps, last, launching = [], time.monotonic(), asyncio.ensure_future(launch_browser())
+            while not launching.done():
+                await asyncio.sleep(0.01)
+                now = time.monotonic()
+                gaps.append(now - last)
+                last = now
+            browser = await launching
+            assert sum(gaps) > 1
+            assert max(gaps) < 0.5, max(gaps)
+    """)
+    run = suite.run("test", plugins=ASYNC)
+    assert run.outcomes == {"passed": 1}, run.out

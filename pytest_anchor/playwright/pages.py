@@ -24,13 +24,16 @@ if TYPE_CHECKING:
     from ..plugin.state import Plugin
     from ..session import AnchorSessionFactory
 
-MISSING = "{} needs Playwright, which is not installed: pip install playwright (`playwright install` is not needed)"
+MISSING = (
+    "anchor_page, async_anchor_page and their kin need Playwright, which is not installed: pip install playwright "
+    "(`playwright install` is not needed)"
+)
 
 
-def check_installed(fixture: str) -> None:
+def check_installed() -> None:
     """Fail the test with the remedy where there is no Playwright."""
     if find_spec("playwright") is None:
-        pytest.fail(MISSING.format(fixture), pytrace=False)
+        pytest.fail(MISSING, pytrace=False)
 
 
 class Pages(Browsers):

@@ -139,7 +139,7 @@ def anchor_browser(request: pytest.FixtureRequest, anchor_session: AnchorSession
     __tracebackhide__ = True
     from ..playwright import pages
 
-    pages.check_installed("anchor_browser")
+    pages.check_installed()
     with pages.synchronous_browser(request, anchor_session) as browser:
         yield browser
 
@@ -165,7 +165,7 @@ def async_anchor_browser(
     __tracebackhide__ = True
     from ..playwright import async_pages, pages
 
-    pages.check_installed("async_anchor_browser")
+    pages.check_installed()
     return async_pages.browser_of(request)
 
 

@@ -7,9 +7,11 @@ it and let pytest load it by itself.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .async_session import AsyncAnchorSessionFactory
     from .errors import (
         AnchorAPIError,
         AnchorConfigError,
+        AnchorConnectionError,
         AnchorError,
         AnchorLimitError,
         AnchorLostCreateError,
@@ -20,12 +22,14 @@ if TYPE_CHECKING:
 __all__ = [
     "AnchorAPIError",
     "AnchorConfigError",
+    "AnchorConnectionError",
     "AnchorError",
     "AnchorLimitError",
     "AnchorLostCreateError",
     "AnchorRegistryError",
     "AnchorSession",
     "AnchorSessionFactory",
+    "AsyncAnchorSessionFactory",
 ]
 
 __version__ = "0.1.0"
@@ -40,4 +44,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import errors, session
 
+    if name.startswith("Async"):
+        from . import async_session
+
+        return getattr(async_session, name)
     return getattr(errors, name, None) or getattr(session, name)

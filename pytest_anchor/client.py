@@ -12,10 +12,11 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from _thread import _local, get_ident
+from _thread import get_ident
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from .delegation import THREAD, WithdrawnError
 from .errors import AnchorError, AnchorRegistryError, Secret, rebuild
 from .launcher import Launcher, System, check_folder, exists, getpid, start_failure
 from .settings import check_key, key_from_environment
@@ -23,6 +24,7 @@ from .settings import check_key, key_from_environment
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .delegation import Delegation, Presence
     from .settings import Settings
 
 START_TIMEOUT = 30.0  # seconds until the broker must answer its first message
@@ -108,27 +110,17 @@ class _Connection:
                 raise rebuild(answer["error"])
             self.greeted = True
 
+    def shut_down(self) -> None:
+        """Make both ends read that this is closed; unlike ``close``, that wakes the thread that reads here."""
+        if self._is_open:
+            with suppress(OSError):  # the broker is gone
+                self._socket.shutdown(System.both_ways)
+
     def close(self) -> None:
         if self._is_open:
             self._socket.close()
         else:
             self._socket.detach()
-
-
-class _Presence:
-    """Tells that a thread lives: it is kept in the thread's own storage, and goes with it.
-
-    ``sys._current_frames`` would tell the same, but may deadlock a process that starts threads meanwhile: before
-    CPython 3.12 a garbage collection in it lets other threads run while it holds the interpreter's list of threads.
-    """
-
-    def __init__(self, threads: set[int]) -> None:
-        self._threads = threads
-        self._thread = get_ident()
-        threads.add(self._thread)
-
-    def __del__(self) -> None:
-        self._threads.discard(self._thread)
 
 
 class Client:
@@ -154,8 +146,7 @@ class Client:
     def _forget(self) -> None:
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
-        self._threads: set[int] = set()  # those alive that have asked for something
-        self._thread = _local()
+        self._threads: set[weakref.ref[Presence]] = set()  # that have asked for something
         self._main_thread = get_ident()
 
     def forget_parents(self) -> None:
@@ -166,8 +157,13 @@ class Client:
 
     @property
     def is_self_blocked(self) -> bool:
-        """Whether no session of this process can be ended while the calling thread waits."""
-        return {get_ident(), *self._threads} == {self._main_thread}
+        """Whether no session of this process can be ended while the calling thread, or its task, waits."""
+        delegation = THREAD.delegation
+        if delegation and delegation.others_go_on:
+            return False
+        asking = (delegation or THREAD).presence.thread
+        alive = {presence.thread for reference in list(self._threads) if (presence := reference())}
+        return {asking, *alive} == {self._main_thread}
 
     @property
     def pid(self) -> int:
@@ -214,21 +210,24 @@ class Client:
         :param again: whether to ask another broker if this one dies over it.
         :param slack: seconds that its answer may take beyond that, where not the usual.
         :raises AnchorError: what the broker answers, or that it cannot be started, or has died.
+        :raises WithdrawnError: it was withdrawn.
         """
         __tracebackhide__ = True
+        delegation = THREAD.delegation
         if self._is_over:
             raise AnchorError(f"no session was created for {arguments.get('test', '?')}: the run is over")
         patience = timeout + (SLACK if slack is None else slack)
         message = System.encode({"verb": verb, "timeout": timeout, **arguments})
-        if not hasattr(self._thread, "presence"):
-            self._thread.presence = _Presence(self._threads)
+        self._threads.add(weakref.ref((delegation or THREAD).presence))
         self.used = True
         for _ in range(ATTEMPTS):
             connection = self._take(min(START_TIMEOUT, patience))
             try:
-                answer = _exchange(connection, message, patience, on_note)
+                answer = _exchange(connection, message, patience, on_note, delegation)
             except _ClosedError as closed:
                 self._drop(connection)
+                if delegation and delegation.is_withdrawn:
+                    raise WithdrawnError(f"what was asked for, to {verb}, was withdrawn") from None
                 self._drop_idle()  # they are the dead broker's, too
                 if closed.sent and not again:
                     raise AnchorError(
@@ -249,7 +248,8 @@ class Client:
     def _take_in(self, connection: _Connection, answer: dict[str, Any]) -> dict[str, Any]:
         __tracebackhide__ = True
         self._is_stuck = False
-        if self._is_over:
+        delegation = THREAD.delegation
+        if self._is_over or (delegation and delegation.is_withdrawn):  # perhaps just after the answer had come
             self._drop(connection)
         else:
             self._idle.append(connection)
@@ -375,13 +375,26 @@ class Client:
 
 
 def _exchange(
-    connection: _Connection, message: str, timeout: float, on_note: Callable[[Any], object]
+    connection: _Connection,
+    message: str,
+    timeout: float,
+    on_note: Callable[[Any], object],
+    delegation: Delegation | None,
 ) -> dict[str, Any]:
     connection.send(message)
-    while "note" in (answer := connection.receive(timeout)):
-        on_note(answer["note"])
-    if "ack" in answer:  # where this is interrupted before, the broker ends what nobody has received
-        connection.send('{"verb":"ack"}')
+    if delegation:
+        delegation.begin(connection)
+    try:
+        while "note" in (answer := connection.receive(timeout)):
+            if delegation:  # what is said to the terminal, the test's own thread must say
+                delegation.call_soon(on_note, answer["note"])
+            else:
+                on_note(answer["note"])
+        if "ack" in answer:  # where this is interrupted before, the broker ends what nobody has received
+            connection.send('{"verb":"ack"}')
+    finally:
+        if delegation:
+            delegation.finish()
     return answer
 
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from .errors import AnchorConfigError
 from .settings import KEYWORDS
 
+IDLE_TIMEOUT, MAX_DURATION = 5.0, 20.0  # minutes; Anchor's defaults for a session's timeouts
+
 
 class Wanted(NamedTuple):
     """A session that a test is expected to ask for."""
@@ -50,3 +52,11 @@ def with_tags(config: Mapping[str, Any], tags: list[str]) -> dict[str, Any]:
     if not isinstance(session, Mapping) or not isinstance(session.get("tags", []), (list, tuple)):
         raise AnchorConfigError("'session' must be a mapping, and its 'tags' a list of strings")
     return merge(config, {"session": {"tags": tags}})
+
+
+def max_duration(config: Mapping[str, Any]) -> float:
+    """Seconds after which Anchor ends a session with this *config*; infinite where it has no such limit."""
+    session = config.get("session")
+    timeout = session.get("timeout") if isinstance(session, Mapping) else None
+    minutes = timeout.get("max_duration", MAX_DURATION) if isinstance(timeout, Mapping) else MAX_DURATION
+    return minutes * 60.0 if isinstance(minutes, (int, float)) and minutes >= 0 else float("inf")

@@ -3,6 +3,7 @@
 AnchorError
 ├── AnchorConfigError          a setting is missing or bad; nothing was sent
 ├── AnchorRegistryError        the record on disk cannot be kept
+├── AnchorConnectionError      Playwright cannot connect to a session
 ├── AnchorLimitError           the wait for the plan's limits took too long; nothing was created
 └── AnchorAPIError             the API refused, answered nonsense, or did not answer
     └── AnchorLostCreateError  a creation whose outcome is not known
@@ -59,6 +60,10 @@ class AnchorRegistryError(AnchorError):
 
 class AnchorLimitError(AnchorError):
     """The plan allows no further session now, and waiting for it is over or pointless."""
+
+
+class AnchorConnectionError(AnchorError):
+    """Playwright cannot connect to a session's browser."""
 
 
 class Limit(NamedTuple):

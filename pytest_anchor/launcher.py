@@ -19,7 +19,7 @@ try:
     import _socket
     import fcntl
     import posix
-    from _socket import AF_UNIX, SOCK_STREAM, socket
+    from _socket import AF_UNIX, SHUT_RDWR, SOCK_STREAM, socket
 except ImportError:  # Windows, where no session is created
     posix = None  # type: ignore[assignment]
 
@@ -75,6 +75,7 @@ class System:
         fstat, getuid, waitpid, write = posix.fstat, posix.getuid, posix.waitpid, posix.write
         duplicate = fcntl.fcntl
         socket = socket
+        both_ways = SHUT_RDWR
         # Where a test has SIGPIPE end its process, writing to a broker that is gone must not; macOS has no such flag.
         no_signal = getattr(_socket, "MSG_NOSIGNAL", 0)
 

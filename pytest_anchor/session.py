@@ -25,17 +25,19 @@ class _Life:
     def __init__(self, nonce: str) -> None:
         self.nonce = nonce
         self.is_over = False
+        self.ended_by_itself = False  # as it turned out when it was to be ended
 
 
 class AnchorSession:
     """A browser session in Anchor's cloud, from its creation until it is ended.
 
-    Use it as it is, or as a context manager that ends it.
+    Use it as it is, or as a context manager that ends it; ``async with`` ends it by :meth:`aend`.
     """
 
-    def __init__(self, client: Client, created: Mapping[str, Any], life: _Life) -> None:
+    def __init__(self, client: Client, created: Mapping[str, Any], life: _Life, config: Mapping[str, Any]) -> None:
         self._client = client
         self._life = life
+        self._config = config
         self._id: str = created["id"]
         self._created_at = datetime.fromtimestamp(created["created"], timezone.utc)
         self._cdp_url = _SecretURL(created["cdp_url"])
@@ -69,6 +71,16 @@ class AnchorSession:
         """Whether the session is confirmed to be over."""
         return self._life.is_over
 
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        """What it was created with: the suite's defaults, the markers and the call's own keywords, merged."""
+        return self._config
+
+    @property
+    def ended_by_itself(self) -> bool:
+        """Whether it was over already when it was to be ended: by one of Anchor's timeouts, or a crash."""
+        return self._life.ended_by_itself
+
     def end(self) -> None:
         """End the session. Ending it again does nothing; teardown does it anyway.
 
@@ -81,6 +93,27 @@ class AnchorSession:
         for error in _end(self._client, [self._life], ended_by="test", timeout=END_TIMEOUT).values():
             raise error
 
+    async def aend(self) -> None:
+        """End the session as :meth:`end` does, from a task of asyncio or trio, whose event loop goes on meanwhile.
+
+        Where the task is cancelled, the session is ended all the same.
+
+        :raises AnchorAPIError: it may still be running. It stays recorded, and teardown and the
+            final sweep try again.
+        """
+        __tracebackhide__ = True
+        from .asynchronous import run_blocking
+
+        await run_blocking(self.end)
+
+    def end_later(self) -> None:
+        """End the session in the background.
+
+        :raises AnchorError: the broker cannot be asked.
+        """
+        if not self._life.is_over:
+            self._client.request("end later", timeout=END_TIMEOUT, again=True, nonces=[self._life.nonce])
+
     def __enter__(self) -> AnchorSession:  # noqa: PYI034 - not made to be inherited from
         return self
 
@@ -90,6 +123,19 @@ class AnchorSession:
         __tracebackhide__ = True
         try:
             self.end()
+        except AnchorError:
+            if error is None:
+                raise
+
+    async def __aenter__(self) -> AnchorSession:  # noqa: PYI034 - as above
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        __tracebackhide__ = True
+        try:
+            await self.aend()
         except AnchorError:
             if error is None:
                 raise
@@ -130,6 +176,7 @@ class AnchorSessionFactory:
         self._after_create = after_create
         self._on_wait = on_wait
         self._sessions: list[tuple[_Life, AnchorSession]] = []
+        self._closings = 0  # how often its sessions were ended
 
     def __call__(
         self,
@@ -160,10 +207,13 @@ class AnchorSessionFactory:
         config = merge(self._defaults, {name: value for name, value in given.items() if value is not None})
         with_tags(config, [])  # refuses what has no such form, before anything is opened for it
         self._before_create()
+        closings = self._closings
         created = self._create(config)
         life = _Life(created["nonce"])
-        handle = AnchorSession(self._client, created, life)
+        handle = AnchorSession(self._client, created, life, config)
         self._sessions.append((life, handle))
+        if self._closings != closings:  # a thread, or a task of a loop that outlives its test, has come too late
+            handle.end_later()
         self._after_create()
         return handle
 
@@ -191,6 +241,7 @@ class AnchorSessionFactory:
         :returns: those that could not be ended; they stay recorded.
         :raises AnchorError: the broker cannot be asked.
         """
+        self._closings += 1
         left = {life: session for life, session in self._sessions if not life.is_over}
         failures = _end(self._client, list(left), ended_by="teardown", timeout=timeout) if left else {}
         return {left[life]: error for life, error in failures.items()}
@@ -200,6 +251,7 @@ class AnchorSessionFactory:
 
         :raises AnchorError: the broker cannot be asked.
         """
+        self._closings += 1
         if left := [life.nonce for life, _ in self._sessions if not life.is_over]:
             self._client.request("end later", timeout=END_TIMEOUT, again=True, nonces=left)
 
@@ -218,4 +270,5 @@ def _end(client: Client, lives: list[_Life], *, ended_by: str, timeout: float) -
     failures = {life: rebuild(answer["failures"][life.nonce]) for life in lives if life.nonce in answer["failures"]}
     for life in lives:
         life.is_over = life not in failures
+        life.ended_by_itself = life.nonce in answer["already"]
     return failures

@@ -57,6 +57,8 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     :param max_sessions: sessions at once in all runs of the registry; ``None`` for the plan's number, 0 for no cap.
     :param prefetch: sessions that a process creates ahead, at most.
     :param end_in_background: whether a teardown leaves its sessions' end to the background.
+    :param playwright: where Playwright's browsers run: ``off`` here, or on a session per ``worker`` or ``test``.
+    :param recorded: whether a test's first context is the session's own, which Anchor records.
     :param own_registry: whether this is a worker that keeps its own, as it sees another disk than the controller.
     :param socket_folder: where the run's processes on this machine find its broker.
     :param main_pid: the process that the run is over with, 0 where it is on another machine.
@@ -78,6 +80,8 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     max_sessions: int | None
     prefetch: int
     end_in_background: bool
+    playwright: str
+    recorded: bool
     own_registry: bool = False
     socket_folder: str = ""
     main_pid: int = 0

@@ -119,6 +119,14 @@ OTHER_CALL = "anchor_session(browser={'y': 1})"
         ),
         (
             {
+                "test_a.py": "import asyncio\n"
+                + cases("abc", "asyncio.run(async_anchor_session())", "async_anchor_session")
+            },
+            "",
+            (3, 2, 0),
+        ),
+        (
+            {
                 "test_a.py": "@pytest.fixture\ndef page(anchor_session): return anchor_session()\n"
                 + cases("abc", "pass", "page")
             },
@@ -269,6 +277,7 @@ OTHER_CALL = "anchor_session(browser={'y': 1})"
         "equal",
         "marker",
         "module marker",
+        "asynchronous",
         "fixture",
         "folders",
         "by module",

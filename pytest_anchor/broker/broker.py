@@ -192,6 +192,11 @@ class Broker:
 
     # Ends.
 
+    def sessions(self, nonces: Iterable[str]) -> list[Session]:
+        """Those of the sessions that are not known to be over."""
+        by_owner = self._by_owner(nonces)
+        return [session for owner, mine in by_owner for nonce in mine if (session := owner.sessions.get(nonce))]
+
     def end(self, nonces: Iterable[str], *, ended_by: str, timeout: float) -> dict[str, AnchorAPIError]:
         """End sessions within *timeout* seconds in all, and return the failures by nonce."""
         failures: dict[str, AnchorAPIError] = {}

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..background import DaemonThreadPool
+from ..configuration import IDLE_TIMEOUT, MAX_DURATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,6 @@ Session = TypeVar("Session")
 
 MAX_AGE = 120.0  # seconds for which a session is kept for its test
 LEAST_AGE = 5.0  # seconds; a session that may be kept for less is not created ahead
-IDLE_TIMEOUT, MAX_DURATION = 5.0, 20.0  # minutes; Anchor's defaults
 MISSES = 2  # tests in a row that asked for something else, after which an expectation is no longer believed
 POLL_INTERVAL = 0.5  # seconds between checks whether what is ready may be kept
 PATIENCE = 20.0  # seconds for which a test waits for a creation under way; more where they take half as long

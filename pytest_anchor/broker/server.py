@@ -220,8 +220,12 @@ def _create(broker: Broker, process: Process, peer: Connection, message: dict[st
 
 
 def _end(broker: Broker, _process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
+    sessions = broker.sessions(message["nonces"])
     failures = broker.end(message["nonces"], ended_by=message["ended_by"], timeout=message["timeout"])
-    return {"failures": {nonce: fields_of(error) for nonce, error in failures.items()}}
+    return {
+        "failures": {nonce: fields_of(error) for nonce, error in failures.items()},
+        "already": [session.record.nonce for session in sessions if session.record.already],
+    }
 
 
 def _end_later(broker: Broker, _process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:

@@ -17,14 +17,26 @@ from ..errors import AnchorConfigError, AnchorError
 from ..settings import KEYWORDS, Settings
 from .fixtures import (  # noqa: F401 - pytest finds them here
     FIXTURES,
+    _anchor_playwright,
+    anchor_browser,
+    anchor_context,
+    anchor_page,
     anchor_session,
     anchor_session_defaults,
+    async_anchor_browser,
+    async_anchor_context,
+    async_anchor_page,
+    async_anchor_session,
+    async_class_anchor_session,
+    async_module_anchor_session,
+    async_package_anchor_session,
+    async_session_anchor_session,
     class_anchor_session,
     module_anchor_session,
     package_anchor_session,
     session_anchor_session,
 )
-from .options import add_options, read_settings
+from .options import add_options, playwright_mode, read_settings
 from .state import PLUGIN, Plugin
 
 if TYPE_CHECKING:
@@ -33,6 +45,15 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)  # the suite's own fixtures are to win, and those of other plugins are not
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    mode = playwright_mode(early_config)
+    if mode != "off" and not early_config.pluginmanager.is_blocked("pytest_anchor"):
+        from ..playwright.registration import register_fixtures
+
+        register_fixtures(early_config.pluginmanager, per_test=mode == "test")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,11 +72,18 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     config.stash[PLUGIN] = plugin = Plugin(Client(settings), config, is_worker=bool(values))
     config.pluginmanager.register(_Redaction(plugin), "pytest_anchor_redaction")
+    if settings.playwright != "off":
+        from ..playwright.registration import register_late
+        from ..playwright.switch import Switch
+
+        register_late(config.pluginmanager, per_test=settings.playwright == "test")
+        config.pluginmanager.register(Switch(plugin), "pytest_anchor_switch")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Have ended what earlier runs left on record, in the background."""
     plugin = session.config.stash[PLUGIN]
+    plugin.session = session
     settings = plugin.client.settings
     if plugin.is_worker and not settings.own_registry:
         return
@@ -79,6 +107,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         from .. import session as _session  # noqa: F401
         from . import finish, redaction, signals, upcoming, wait_status  # noqa: F401
 
+        if not sys.modules.keys().isdisjoint({"asyncio", "trio"}):  # without these, no test can be asynchronous
+            from .. import async_session  # noqa: F401
+
         with suppress(AnchorError):  # the first test that asks for a session meets the same
             plugin.client.start()
 
@@ -95,6 +126,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
     plugin = session.config.stash[PLUGIN]
+    if plugin.is_worker and plugin.remarks:
+        session.config.workeroutput["pytest_anchor_remarks"] = list(plugin.remarks)  # type: ignore[attr-defined]
     if plugin.is_worker and not plugin.client.used:
         session.config.workeroutput["pytest_anchor"] = []  # type: ignore[attr-defined]
         return (yield)
@@ -116,7 +149,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Any:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     plugin = config.stash[PLUGIN]
-    if plugin.report is not None and (lines := plugin.report["lines"]):
+    lines = [*(plugin.report["lines"] if plugin.report else ()), *((text, {"yellow": True}) for text in plugin.remarks)]
+    if lines:
         terminalreporter.ensure_newline()
         terminalreporter.section("anchor")
         for text, markup in lines:
@@ -151,9 +185,11 @@ def pytest_xdist_node_collection_finished(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:  # noqa: ARG001 - the hook's
-    from .xdist import take_records
+    from .xdist import take_records, take_remarks
 
-    take_records(node, node.config.stash[PLUGIN])
+    plugin = node.config.stash[PLUGIN]
+    take_remarks(node, plugin)
+    take_records(node, plugin)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -126,6 +126,20 @@ OPTIONS = {
         "on",
         check=lambda name, value: check_choice(name, value, ("on", "off")) == "on",
     ),
+    "playwright": Option(
+        "off|worker|test",
+        "where Playwright's browsers run: on this machine, off; on a session that each worker keeps, worker; or on one "
+        "of each test's own, test",
+        "off",
+        check=lambda name, value: check_choice(name, value, ("off", "worker", "test")),
+    ),
+    "context": Option(
+        "new|recorded",
+        "with --anchor-playwright test, a test's first browser context: new, or the session's own, recorded",
+        "new",
+        setting="recorded",
+        check=lambda name, value: check_choice(name, value, ("new", "recorded")) == "recorded",
+    ),
     "chromium": Option(
         "PATH",
         "the Chromium for --anchor-local",
@@ -153,6 +167,12 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("anchor_local", _LOCAL_HELP, type="bool", default=False)
 
 
+def playwright_mode(config: pytest.Config) -> str:
+    """Where Playwright's browsers are to run, as far as it can be told before all options are parsed."""
+    given = getattr(config.known_args_namespace, "anchor_playwright", None) or config.getini("anchor_playwright")
+    return str(given or OPTIONS["playwright"].default)
+
+
 def read_settings(config: pytest.Config) -> Settings:
     """What the command line, the environment and the ini file say; the first of them wins.
 
@@ -168,6 +188,7 @@ def read_settings(config: pytest.Config) -> Settings:
         for name, option in OPTIONS.items()
         if not (local and name == "base_url")
     }
+    _check_context(values["playwright"], recorded=values["recorded"])
     return Settings(
         **{"base_url": "", **values},
         folder=_registry(config) / invocation,
@@ -183,6 +204,14 @@ def _text(config: pytest.Config, name: str, option: Option, invocation: str) -> 
     given = config.getoption(f"anchor_{name}") or (option.variable and os.environ.get(option.variable))
     default = ci_run_id() or invocation if name == "run_id" else option.default
     return str(given or config.getini(f"anchor_{name}") or default)
+
+
+def _check_context(playwright: str, *, recorded: bool) -> None:
+    if recorded and playwright == "worker":
+        raise AnchorConfigError(
+            "--anchor-context recorded needs --anchor-playwright test: a session's own context cannot be cleared of "
+            "what a test has left in it, so each test needs a session of its own"
+        )
 
 
 def _registry(config: pytest.Config) -> Path:

@@ -32,9 +32,11 @@ PLUGIN = pytest.StashKey["Plugin"]()
 class Plugin:
     """What one process of a run keeps between hooks.
 
+    :ivar session: pytest's own, once it has begun.
     :ivar item: the test that runs.
     :ivar runs_tests: whether this process does; an xdist controller does not.
     :ivar has_remote_workers: whether workers with a registry of their own may have left sessions.
+    :ivar remarks: sentences on what this run asked for in vain, for its end, in the order in which they came up.
     :ivar report: what the broker reports at the end of the run, until it is shown.
     """
 
@@ -43,9 +45,11 @@ class Plugin:
         self.config = config
         self.is_worker = is_worker
         self._pid = client.pid
+        self.session: pytest.Session | None = None
         self.item: pytest.Item | None = None
         self.runs_tests = True
         self.has_remote_workers = False
+        self.remarks: dict[str, None] = {}
         self.report: dict[str, Any] | None = None
         self._has_joined = False
         self._restore_logs: Callable[[], None] | None = None
@@ -89,6 +93,10 @@ class Plugin:
             from .redaction import clean_logs
 
             self._restore_logs = clean_logs(lambda: self.secret)
+
+    def remark(self, text: str) -> None:
+        """Have *text* said at the end of the run, once."""
+        self.remarks[text] = None
 
     def factory(self, node: pytest.Item | pytest.Collector, config: Mapping[str, Any]) -> AnchorSessionFactory:
         """What a fixture of *node* gives to a test, or to several."""

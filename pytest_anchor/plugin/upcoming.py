@@ -13,6 +13,7 @@ from ..launcher import can_be_sent, getpid
 from ..settings import KEYWORDS
 
 FIXTURE = "anchor_session"
+CONNECTION = "_anchor_connection"  # of a test whose browser is launched on a session of its own
 DEFAULTS = "anchor_session_defaults"
 LOOK_AHEAD = 100  # tests among which the next that want a session are looked for
 NODES: dict[str, type[pytest.Collector]] = {
@@ -54,6 +55,7 @@ class UpcomingTests:
         self._next: pytest.Item | None = None
         self._source: object = None
         self._suite: Mapping[str, Any] = {}
+        self._launch: Mapping[str, Any] = {}
 
     def begins(self, item: pytest.Item, next_item: pytest.Item | None) -> None:
         """Take in that *item* begins, and that *next_item* is to follow."""
@@ -67,13 +69,19 @@ class UpcomingTests:
         if source := _source_of_defaults(item):
             self._source, self._suite = source, suite
 
+    def launched(self, keywords: Mapping[str, Any]) -> None:
+        """Take in what a test's browser was launched with, which the next ones are likely to be as well."""
+        self._launch = keywords
+
     def wanted_by(self, item: pytest.Item) -> Wanted | None:
         """What *item* asks for first, if it can be told before it runs."""
         source = _source_of_defaults(item)
-        if FIXTURE not in getattr(item, "fixturenames", ()) or source is None or source != self._source:
+        names = getattr(item, "fixturenames", ())
+        if FIXTURE not in names or source is None or source != self._source:
             return None
         with suppress(Exception):  # markers hold anything; the test itself will say so
-            wanted = Wanted(item.nodeid, configuration(item, self._suite))
+            launch = self._launch if CONNECTION in names else {}
+            wanted = Wanted(item.nodeid, merge(configuration(item, self._suite), launch))
             if can_be_sent(wanted) and not _is_skipped(item):
                 return wanted
         return None

@@ -22,6 +22,12 @@ def _shares_disk(node: Any) -> bool:
     return bool(node.gateway.spec.popen and not node.gateway.spec.via)
 
 
+def take_remarks(node: Any, plugin: Plugin) -> None:
+    """Take over what a worker has to say at the end of the run."""
+    for text in getattr(node, "workeroutput", {}).get("pytest_anchor_remarks", ()):
+        plugin.remark(text)
+
+
 def take_records(node: Any, plugin: Plugin) -> None:
     """Take over what a worker with a registry of its own has on record; without one, only the API knows."""
     if _shares_disk(node):

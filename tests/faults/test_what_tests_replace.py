@@ -228,6 +228,41 @@ def test_under_gevent(suite: Suite):
     assert (run.status, run.alive, run.recorded) == (0, [], False)
 
 
+ASYNC = """
+import asyncio
+
+LOOP = asyncio.new_event_loop()  # most patches let no other be made
+
+async def scenario(async_anchor_session):
+    async def create_and_end():
+        async with await async_anchor_session() as session:
+            assert session.id != "mock"
+    await asyncio.gather(create_and_end(), create_and_end())
+    creation = asyncio.ensure_future(async_anchor_session())
+    await asyncio.sleep(0)
+    creation.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creation
+    await async_anchor_session()
+"""
+ASYNC_TEST = """
+def test_async_{number}(patched_{number}, async_anchor_session):
+    LOOP.run_until_complete(scenario(async_anchor_session))
+"""
+
+
+def test_under_a_patch_an_event_loop_creates_and_ends_sessions_and_withdraws_creations(suite: Suite):
+    # Without a clock, no event loop runs; and several connections need several descriptors.
+    count, args = write(suite, *[name for name in SOME if name not in ("time", "descriptors at their limit")])
+    tests = (suite.folder / "test_it.py").read_text() + ASYNC
+    for number in re.findall(r"def patched_(\d+)", tests):
+        tests += ASYNC_TEST.format(number=number)
+    suite.write(tests)
+    run = suite.run(*args, "-k", "test_async")
+    assert run.outcomes == {"passed": count, "deselected": (PASSES + FAILS) * count}, run.out
+    assert (run.status, run.alive, run.recorded) == (0, [], False)
+
+
 KILLED = """
 def test_it(patched_0, session_anchor_session):
     session_anchor_session()

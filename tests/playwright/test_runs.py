@@ -1,0 +1,114 @@
+"""Runs that are interrupted, repeated, spread or cut short: no session outlives them, and none of them hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from backend import until
+from switched import ASYNC, DEADLINE, SYNC, Suite
+
+pytestmark = pytest.mark.slow
+
+MODES = pytest.mark.parametrize("mode", ["worker", "test"])
+WAITS = {
+    SYNC: """
+        def test_waits(page):
+            page.set_content("<title>here</title>")
+            page.wait_for_selector("#never", timeout=60_000)
+    """,
+    ASYNC: """
+        async def test_waits(page):
+            await page.set_content("<title>here</title>")
+            await page.wait_for_selector("#never", timeout=60_000)
+    """,
+}
+
+
+@MODES
+@pytest.mark.parametrize("plugins", [SYNC, ASYNC], ids=["sync", "asyncio"])
+def test_ctrl_c(suite: Suite, mode: str, plugins: tuple[str, ...]):
+    suite.write(WAITS[plugins])
+    process = suite.start(mode, plugins=plugins)
+    until(lambda: any(page["title"] == "here" for one in suite.alive for page in suite.pages(one)), DEADLINE)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Playwright's driver gets it, too
+    out, _ = process.communicate(timeout=DEADLINE)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, out
+    assert time.monotonic() - began < 30
+    assert not suite.alive
+    assert suite.backend.key not in out
+
+
+@MODES
+def test_reruns_and_repeats(suite: Suite, mode: str):
+    suite.write("""
+        import pytest
+
+        tries = []
+
+        @pytest.mark.flaky(reruns=1)
+        def test_flaky(page):
+            tries.append(page.title())
+            assert len(tries) == 2
+
+        @pytest.mark.repeat(3)
+        def test_repeated(page):
+            assert page.title() == ""
+    """)
+    run = suite.run(mode, "-p", "pytest_rerunfailures", "-p", "pytest_repeat")
+    assert run.outcomes == {"passed": 4, "rerun": 1}, run.out
+
+
+@MODES
+def test_the_first_failure_ends_it(suite: Suite, mode: str):
+    suite.write("""
+        def test_fails(page):
+            assert page.title() == "no"
+
+        def test_never(page):
+            raise AssertionError
+    """)
+    run = suite.run(mode, "-x")
+    assert run.outcomes == {"failed": 1}, run.out
+
+
+@MODES
+def test_a_worker_crashes(suite: Suite, mode: str):
+    suite.write("""
+        import os
+        import pytest
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_it(page, number):
+            if number == 1:
+                os._exit(3)
+            assert page.title() == ""
+    """)
+    run = suite.run_process(mode, "-p", "xdist", "-n", "2", "--dist", "worksteal")
+    assert run.outcomes == {"passed": 3, "failed": 1}, run.out
+
+
+@MODES
+def test_sessions_ahead_and_ends_behind(suite: Suite, mode: str):
+    suite.write("""
+        import time
+        from pathlib import Path
+        import pytest
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_it(page, number):
+            assert page.title() == ""
+            time.sleep(0.5)
+
+        def test_journal():
+            (journal,) = Path(".pytest_anchor").glob("*/journal.jsonl")
+            print("taken:", journal.read_text().count('"taken"'))
+    """)
+    before = len(suite.listed)
+    run = suite.run(mode, "--anchor-prefetch", "2", "--anchor-end", "background", "--headed", "-rP")
+    assert run.outcomes == {"passed": 5}, run.out
+    assert len(suite.listed) - before == {"worker": 1, "test": 4}[mode]
+    assert f"taken: { ({'worker': 0, 'test': 3}[mode]) }" in run.out

@@ -57,6 +57,7 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     :param end_in_background: whether a teardown leaves its sessions' end to the background.
     :param create_retries: how often a creation that met a transient failure is tried again.
     :param socket_folder: where the run's processes on this machine find its broker.
+    :param forward_hosts: the names by which sessions' browsers reach the test machine; none where nothing is forwarded.
     :param main_pid: the process that the run is over with, 0 where it is on another machine.
     """
 
@@ -79,6 +80,7 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     create_retries: int = 2
     socket_folder: str = ""
     main_pid: int = 0
+    forward_hosts: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name != "api_key")
@@ -230,6 +232,28 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def check_hosts(name: str, value: str) -> tuple[str, ...]:
+    """Return the hosts that *value* names, separated by commas.
+
+    :raises AnchorConfigError: one of them is no host.
+    """
+    hosts = tuple(host.strip().lower() for host in value.split(",") if host.strip())
+    for host in hosts:
+        if not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:]+\]", host):
+            raise AnchorConfigError(
+                f"{name} takes hosts separated by commas, such as localhost, *.localhost, 127.0.0.1 or [::1], "
+                f"not {printable(host)!r}: no scheme, no port, and a star only before the first dot"
+            )
+    return hosts
+
+
+def is_local_url(url: str) -> bool:
+    """Whether a base URL is on this machine."""
+    from urllib.parse import urlsplit
+
+    return _is_loopback(urlsplit(url).hostname or "")
 
 
 def check_seconds(name: str, value: str) -> float:

@@ -25,6 +25,7 @@ from ..registry.journal import Record, Run, State
 from ..registry.locks import REAPER_LOCK, forget_process, hold, is_run, note_process, open_file, process_names
 from ..reporting.summary import Report, describe, title, why
 from ..settings import check_key
+from .forwarding import Forwarding
 from .owner import Owner, Session
 from .processes import Process, Processes
 from .waits import Waits
@@ -57,6 +58,7 @@ class Broker:
         self.settings = settings
         self.waits = Waits()
         self.processes = Processes(self._process_is_gone)
+        self.forwarding = Forwarding(settings.forward_hosts, settings.folder)
         self._leave = leave
         self._lock = threading.RLock()
         self._sweeping = threading.RLock()  # the last sweep, or the reaper: one after the other
@@ -198,11 +200,22 @@ class Broker:
         with self._lock:
             return self._owners.get(process)
 
+    def forward(self, nonce: str, timeout: float) -> str:
+        """Have a session's browser reach this machine's localhost.
+
+        :returns: ``""``, or why that cannot be.
+        """
+        for owner, _ in self._by_owner([nonce]):
+            if url := owner.sessions[nonce].cdp_url:
+                return self.forwarding.attach(nonce, url, timeout)
+        return ""  # the session is over, or another broker has created it: whoever uses it will hear
+
     # Ends.
 
     def end(self, nonces: Iterable[str], *, ended_by: str, timeout: float) -> dict[str, AnchorAPIError]:
         """End sessions within *timeout* seconds in all, and return those that failed, by their nonces."""
         failures: dict[str, AnchorAPIError] = {}
+        self.forwarding.drop(nonces)
         deadline = time.monotonic() + timeout
         for owner, mine in self._by_owner(nonces):
             left = max(deadline - time.monotonic(), 0.0)
@@ -211,6 +224,7 @@ class Broker:
 
     def end_later(self, nonces: Iterable[str]) -> None:
         """End sessions in the background; what cannot be ended stays recorded."""
+        self.forwarding.drop(nonces)
         for owner, mine in self._by_owner(nonces):
             owner.end_later([session for nonce in mine if (session := owner.sessions.get(nonce))])
 

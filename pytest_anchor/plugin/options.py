@@ -19,11 +19,13 @@ from ..settings import (
     Settings,
     check_base_url,
     check_choice,
+    check_hosts,
     check_max_sessions,
     check_number,
     check_run_id,
     check_seconds,
     ci_run_id,
+    is_local_url,
     key_from_environment,
     new_invocation,
     socket_folder,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pytest
+
+FORWARDED_HOSTS = "localhost,127.0.0.1,[::1],*.localhost"
 
 
 class Option(NamedTuple):
@@ -115,6 +119,19 @@ OPTIONS = {
         "on",
         check=lambda name, value: check_choice(name, value, ("on", "off")),
     ),
+    "forward": Option(
+        "auto|on|off",
+        "whether the test machine's localhost is there for the browsers, too: auto (default: on, unless they run on "
+        "this machine anyway), on or off; needs pytest-anchor[playwright]",
+        "auto",
+        check=lambda name, value: check_choice(name, value, ("auto", "on", "off")),
+    ),
+    "forward_hosts": Option(
+        "HOSTS",
+        f"the names by which they reach it, separated by commas (default: {FORWARDED_HOSTS})",
+        FORWARDED_HOSTS,
+        check=check_hosts,
+    ),
     "chromium": Option(
         "PATH",
         "the Chromium for --anchor-local (default: looked for on PATH and in the usual places)",
@@ -153,6 +170,9 @@ def read_settings(config: pytest.Config) -> Settings:
         raise AnchorConfigError("--anchor-local and --anchor-base-url exclude each other: give one of them")
     local = bool(config.getoption("anchor_local") or (config.getini("anchor_local") and not base_url))
     invocation = new_invocation()
+    forwards = value("forward") == "on" or (
+        value("forward") == "auto" and not (local or is_local_url(value("base_url")))
+    )
     return Settings(
         run_id=value("run_id", ci_run_id() or invocation),
         folder=_registry(config) / invocation,
@@ -172,6 +192,7 @@ def read_settings(config: pytest.Config) -> Settings:
         reaper=value("reaper") == "on",
         socket_folder=socket_folder(invocation),
         main_pid=os.getpid(),
+        forward_hosts=value("forward_hosts") if forwards else (),
     )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # As the broker itself is started: with its path of modules, and with this very package.
 _START = """
 import json, sys
-told = json.loads(sys.stdin.buffer.readline())
+told = json.loads(sys.stdin.buffer.raw.readline())  # what follows is not read ahead
 sys.path[:] = told["path"]
 from importlib.util import module_from_spec, spec_from_file_location
 home = told["home"]

@@ -111,6 +111,8 @@ class _Socket:
 
 
 class _WebSocket(_Socket):
+    is_closing = False
+
     async def run(self) -> None:
         ending: tuple[bool, int, str] = (False, ABNORMAL, "")
         try:
@@ -140,6 +142,8 @@ class _WebSocket(_Socket):
                 return False, ABNORMAL, ""
             await self.put("open", socket.protocol or "")
             reason = await self._read(socket)
+            if self.is_closing:
+                await writer  # which waits for the server's answer
             code = socket.close_code or ABNORMAL
             return code != ABNORMAL, code, reason
         finally:
@@ -163,6 +167,7 @@ class _WebSocket(_Socket):
             kind, *values = await self.queue.get()
             if kind == "close":
                 code, reason = values
+                self.is_closing = True
                 await socket.close(code=1000 if code == NO_CODE else code, message=reason.encode())
                 return
             data, size = values

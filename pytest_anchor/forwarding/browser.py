@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from .cdp import LARGEST_BODY, CDPError, Connection
 from .exchange import Exchange
 from .guard import Frames, Hosts, initiator, origin, site
 from .sockets import Context, Sockets
+from .uploads import FileReader, body_of, has_files
 from .upstream import IN_MEMORY, Upstream, UpstreamError
 
 if TYPE_CHECKING:
@@ -23,10 +25,15 @@ if TYPE_CHECKING:
     from .upstream import Response
 
 SETUP_TIMEOUT = 10.0  # seconds until the browser must have answered what prepares it
-BLOCKED = "BlockedByClient"
+READ_TIMEOUT = 60.0  # seconds for the files of one request
+BLOCKED, UNREADABLE = "BlockedByClient", "AccessDenied"
 _PAGES = ("page", "iframe", "webview")
 _WORKERS = ("worker", "shared_worker", "service_worker")
 _SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+_TOO_LARGE = (
+    "pytest-anchor: this response has {:.0f} MB, and a browser elsewhere takes at most {:.0f} MB of one. "
+    "Ask for it in ranges, or let the test read it without the browser."
+)
 _AUTO_ATTACH = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
 
 
@@ -50,6 +57,7 @@ class Browser:
         self._noted: set[str] = set()  # browser contexts
         self._tasks: set[asyncio.Task[Any]] = set()
         self._large = asyncio.Lock()  # one large body at a time
+        self.gone: asyncio.Task[None] | None = None  # done when the connection is closed
         self._connection: Connection | None = None
         self._http: aiohttp.ClientSession | None = None
         self._events = self._handlers
@@ -60,9 +68,9 @@ class Browser:
         :raises CDPError: the browser refuses what this takes.
         :raises aiohttp.ClientError: the connection failed; the message may contain the key.
         """
-        self._http = aiohttp.ClientSession(trust_env=True)
+        self._http = aiohttp.ClientSession(trust_env=False)
         self._connection = await Connection.open(self._http, url, self._on_event)
-        self._run(self._connection.run())
+        self.gone = asyncio.create_task(self._connection.run())
         await self._call("Fetch.enable", patterns=self._hosts.fetch_patterns)
         before = set(self._tasks)
         await self._call("Target.setAutoAttach", **_AUTO_ATTACH)
@@ -81,7 +89,7 @@ class Browser:
     @property
     def is_attached(self) -> bool:
         """Whether the connection stands."""
-        return self._connection is not None and not self._connection.is_closed
+        return self.gone is not None and not self.gone.done()
 
     async def close(self) -> None:
         """Leave the browser: to it, these hosts are its own machine again."""
@@ -164,12 +172,12 @@ class Browser:
 
     def _has_context(self, session: str, described: dict[str, Any]) -> None:
         about = described.get("auxData", {})
-        if frame := about.get("frameId"):
+        if frame := about.get("frameId", ""):
             if not about.get("isDefault"):
                 return  # a world of another client's
             self._frames.has_document(frame, described["origin"])
         browser_context = self._targets.get(session, {}).get("browserContextId", "")
-        context = Context(session, described["id"], described["origin"], browser_context)
+        context = Context(session, described["id"], described["origin"], frame, browser_context)
         self._contexts[session, described["id"]] = context
 
     def _forget_contexts(self, session: str, number: int | None = None) -> None:
@@ -188,7 +196,10 @@ class Browser:
                 raise UpstreamError(BLOCKED)
             frame = pause.get("frameId", "")
             response = await self.exchange.send(
-                pause, self._frames.browser_context(frame), is_page=self._frames.is_page(frame)
+                pause,
+                self._frames.browser_context(frame),
+                body=await self._body_of(pause),
+                is_page=self._frames.is_page(frame),
             )
         except UpstreamError as error:
             await self._call("Fetch.failRequest", requestId=request_id, errorReason=error.reason)
@@ -214,6 +225,23 @@ class Browser:
             await self._call("Browser.getVersion")  # what it had to report of this frame has arrived before its answer
         return self._frames.is_local(frame)
 
+    async def _body_of(self, pause: dict[str, Any]) -> bytes | None:
+        request = pause["request"]
+        if not has_files(request):
+            return body_of(request)
+        contexts = [one for one in self._contexts.values() if one.frame == pause.get("frameId")]
+        if pause.get("resourceType") == "Document" or not contexts:  # a page that is left runs no script
+            raise UpstreamError(UNREADABLE)
+        context = contexts[-1]
+        reader = FileReader(partial(self._call_target, context.session), context.number)
+        try:
+            return await asyncio.wait_for(reader.body_of(request), READ_TIMEOUT)
+        except (CDPError, asyncio.TimeoutError) as error:
+            raise UpstreamError(UNREADABLE) from error
+
+    async def _call_target(self, session: str, method: str, /, **params: Any) -> dict[str, Any]:
+        return await self._call(method, session, **params)
+
     async def _fulfill(self, request_id: str, response: Response) -> None:
         headers = b"\0".join(name + b": " + value for name, value in response.headers)
         answer: dict[str, Any] = {
@@ -225,7 +253,9 @@ class Browser:
             answer["responsePhrase"] = response.phrase
         assert self._connection is not None
         if response.size > LARGEST_BODY:
-            await self._call("Fetch.failRequest", requestId=request_id, errorReason="Failed")
+            text = _TOO_LARGE.format(response.size / 1e6, LARGEST_BODY / 1e6).encode()
+            answer |= {"responseCode": 502, "responsePhrase": "Bad Gateway", "binaryResponseHeaders": ""}
+            await self._connection.call_with_body("Fetch.fulfillRequest", base64.b64encode(text), **answer)
         elif response.size > IN_MEMORY:
             async with self._large:
                 await self._connection.call_with_body(

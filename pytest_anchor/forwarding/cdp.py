@@ -6,6 +6,8 @@ import asyncio
 import itertools
 import json
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
@@ -42,9 +44,8 @@ class Connection:
 
         :raises aiohttp.ClientError: that failed; its message may contain the URL, and so the key.
         """
-        socket = await asyncio.wait_for(
-            http.ws_connect(url, max_msg_size=0, compress=0, autoping=True), CONNECT_TIMEOUT
-        )
+        connect = http.ws_connect(url, max_msg_size=0, compress=0, proxy=_proxy(url))
+        socket = await asyncio.wait_for(connect, CONNECT_TIMEOUT)
         return cls(socket, on_event)
 
     async def run(self) -> None:
@@ -102,14 +103,17 @@ class Connection:
             raise CDPError("the connection is closed") from error
         return await future
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether there is nothing to call any more."""
-        return self._closed
-
     async def close(self) -> None:
         """Close it."""
         await self._socket.close()
+
+
+def _proxy(url: str) -> str | None:
+    """The environment's proxy for a browser's URL; no variable is for WebSockets, so it is that for HTTPS."""
+    parts = urlsplit(url)
+    if parts.scheme != "wss" or proxy_bypass(parts.hostname or ""):
+        return None
+    return getproxies().get("https")
 
 
 def _settle(future: asyncio.Future[dict[str, Any]], answer: dict[str, Any]) -> None:

@@ -42,7 +42,9 @@ class Exchange:
         """Answer the challenges of a browser context's servers."""
         self._credentials[browser_context] = _basic(user, password)
 
-    async def send(self, pause: Mapping[str, Any], browser_context: str, *, is_page: bool) -> Response:
+    async def send(
+        self, pause: Mapping[str, Any], browser_context: str, *, body: bytes | None, is_page: bool
+    ) -> Response:
         """Return the response to a paused request.
 
         :param is_page: whether it is for the outermost document of a page.
@@ -51,7 +53,6 @@ class Exchange:
         request = pause["request"]
         url, in_url = _without_user(request["url"])
         headers = {**request["headers"], **self._added(pause, url, is_page=is_page)}
-        body = _body(request)
         server = (browser_context, origin(url))
         if (authorization := self._accepted.get(server)) and "Authorization" not in headers:
             headers["Authorization"] = authorization
@@ -104,9 +105,3 @@ def _without_user(url: str) -> tuple[str, str]:
 
 def _basic(user: str, password: str) -> str:
     return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode('ascii')}"
-
-
-def _body(request: Mapping[str, Any]) -> bytes | None:
-    if "postDataEntries" in request:
-        return b"".join(base64.b64decode(entry.get("bytes", "")) for entry in request["postDataEntries"])
-    return request["postData"].encode() if "postData" in request else None

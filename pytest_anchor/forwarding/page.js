@@ -18,6 +18,42 @@
   const own = parse(self.origin);
   if (!own || !isForwarded(own)) return;
 
+  // What a form sends of a file on the browser's disk is not in a paused request, and while a page is about to be left
+  // nothing can be read through it. What is sent of a file in memory, is: so forms get copies there.
+  function sendFilesAlong() {
+    const copies = new WeakMap();
+    const pending = new Set();
+    const copy = async (file) => {
+      const { name, type, lastModified } = file;
+      copies.set(file, new File([await file.arrayBuffer()], name, { type, lastModified }));
+    };
+    const changed = (event) => {
+      for (const file of event.target?.files ?? []) {
+        const copying = copy(file).catch(() => {}); // it is gone from the disk
+        pending.add(copying);
+        copying.then(() => pending.delete(copying));
+      }
+    };
+    const submitted = async (event) => {
+      if (!pending.size) return;
+      const { target, submitter } = event;
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      await Promise.all(pending);
+      target.requestSubmit(submitter);
+    };
+    const collected = ({ formData }) => {
+      const entries = [...formData];
+      if (!entries.some(([, value]) => copies.has(value))) return;
+      for (const [name] of entries) formData.delete(name);
+      for (const [name, value] of entries) formData.append(name, copies.get(value) ?? value);
+    };
+    addEventListener("change", changed, true);
+    addEventListener("submit", submitted, true);
+    addEventListener("formdata", collected, true);
+  }
+
+  if (globalThis.document) sendFilesAlong();
   const { stringify } = JSON;
   const base = () => (globalThis.document ? document.baseURI : location.href);
   const states = new WeakMap(); // of the objects handed over

@@ -10,10 +10,15 @@ import json
 import os
 import secrets
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .guard import Hosts
 
+if TYPE_CHECKING:
+    from .browser import Browser
+
+ATTEMPTS = 3  # to connect again where a connection was lost
+PAUSE = 1.0  # seconds between them
 MISSING = (
     "this machine's localhost is not there for the browsers: aiohttp is missing. "
     "Install it with: pip install 'pytest-anchor[playwright]', or pass --anchor-forward off"
@@ -57,8 +62,9 @@ class Forwarder:
     def __init__(self, hosts: Hosts) -> None:
         self._hosts = hosts
         self._name = secrets.token_hex(4)
-        self._browsers: dict[str, Any] = {}
+        self._browsers: dict[str, Browser] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._attaching: set[asyncio.Task[None]] = set()
 
     async def attach(self, nonce: str, url: str) -> str:
         """Attach to a session's browser.
@@ -82,9 +88,24 @@ class Forwarder:
                 await browser.attach(url)
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError, CDPError) as error:
                 await browser.close()
-                return _problem(error, url)
+                return _problem(error)
             self._browsers[nonce] = browser
+            assert browser.gone is not None
+            browser.gone.add_done_callback(lambda _: self._attach_again(nonce, url, browser))
             return ""
+
+    def _attach_again(self, nonce: str, url: str, browser: Browser) -> None:
+        """Make up for a connection that was lost, unless the session is over."""
+
+        async def attach() -> None:
+            for _ in range(ATTEMPTS):
+                if self._browsers.get(nonce) is not browser or not await self.attach(nonce, url):
+                    return
+                await asyncio.sleep(PAUSE)
+
+        task = asyncio.create_task(attach())
+        self._attaching.add(task)
+        task.add_done_callback(self._attaching.discard)
 
     async def contexts(self, nonce: str, credentials: list[str] | None) -> str:
         """Note a browser's contexts; those that are new since the last time get the credentials."""
@@ -101,13 +122,13 @@ class Forwarder:
         return ""
 
 
-def _problem(error: BaseException, url: str) -> str:
+def _problem(error: BaseException) -> str:
     """A sentence on why there is no connection; the error's own words may have the URL in them, and so the key."""
     from .cdp import CDPError
 
     reason = type(error).__name__
     if isinstance(error, CDPError):
-        reason = str(error).replace(url, "…")
+        reason = str(error)
     elif status := getattr(error, "status", None):
         reason = f"HTTP {status}"
     elif isinstance(error, OSError) and error.strerror:

@@ -40,12 +40,14 @@ class Context:
     :param session: the debugging session of its target.
     :param number: within that session.
     :param origin: as the browser has it; of a worker, its URL.
+    :param frame: the id of the frame, ``""`` for a worker.
     :param browser_context: the id of the browser context, which its cookies are in.
     """
 
     session: str
     number: int
     origin: str
+    frame: str
     browser_context: str
 
 

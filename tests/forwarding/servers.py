@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
-import os
 import ssl
 import struct
 import subprocess
@@ -139,14 +138,18 @@ class Servers:
         if path in PAGES:
             return web.Response(text=PAGES[path], content_type="text/html", headers=HEADERS.get(path))
         if path in SCRIPTS:
-            return web.Response(text=SCRIPTS[path], content_type="text/javascript", headers={"Access-Control-Allow-Origin": "*"})
+            return web.Response(
+                text=SCRIPTS[path], content_type="text/javascript", headers={"Access-Control-Allow-Origin": "*"}
+            )
         if path == "/style.css":
-            return web.Response(text="p { color: rgb(1, 2, 3); background: url(pixel.png?css) }", content_type="text/css")
+            return web.Response(
+                text="p { color: rgb(1, 2, 3); background: url(pixel.png?css) }", content_type="text/css"
+            )
         if path == "/pixel.png":
             return web.Response(body=PIXEL, content_type="image/png")
         return web.Response(status=404, text="nothing here")
 
-    async def do_hello(self, request: web.Request) -> web.StreamResponse:
+    async def do_hello(self, _request: web.Request) -> web.StreamResponse:
         return web.Response(text="hello")
 
     async def do_echo_request(self, request: web.Request) -> web.StreamResponse:
@@ -165,10 +168,14 @@ class Servers:
 
     async def do_home(self, request: web.Request) -> web.StreamResponse:
         name = bytes.fromhex(request.cookies.get("user", "")).decode()
-        return web.Response(body=f"<title>home of {name}</title>".encode(), headers={"Content-Type": "text/html; charset=utf-8"})
+        return web.Response(
+            body=f"<title>home of {name}</title>".encode(), headers={"Content-Type": "text/html; charset=utf-8"}
+        )
 
-    async def do_latin1(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(body="<title>grün</title>".encode("latin-1"), headers={"Content-Type": "text/html; charset=iso-8859-1"})
+    async def do_latin1(self, _request: web.Request) -> web.StreamResponse:
+        return web.Response(
+            body="<title>grün</title>".encode("latin-1"), headers={"Content-Type": "text/html; charset=iso-8859-1"}
+        )
 
     async def do_hop(self, request: web.Request) -> web.StreamResponse:
         number = int(request.query["n"])
@@ -176,7 +183,7 @@ class Servers:
         answer.set_cookie(f"hop{number}", "1")
         return answer
 
-    async def do_keep_method(self, request: web.Request) -> web.StreamResponse:
+    async def do_keep_method(self, _request: web.Request) -> web.StreamResponse:
         return web.Response(status=307, headers={"Location": "/echo-request"})
 
     async def do_set_cookie(self, request: web.Request) -> web.StreamResponse:
@@ -186,11 +193,17 @@ class Servers:
         return answer
 
     async def do_status(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(status=int(request.query["s"]), reason=request.query.get("reason"), text=request.query.get("t", ""))
+        return web.Response(
+            status=int(request.query["s"]), reason=request.query.get("reason"), text=request.query.get("t", "")
+        )
 
     async def do_open(self, request: web.Request) -> web.StreamResponse:
         """What any origin may read, with cookies."""
-        cors = {**_cors(request), "Access-Control-Allow-Methods": "PUT, DELETE", "Access-Control-Allow-Headers": "x-mine"}
+        cors = {
+            **_cors(request),
+            "Access-Control-Allow-Methods": "PUT, DELETE",
+            "Access-Control-Allow-Headers": "x-mine",
+        }
         return web.json_response({"method": request.method, "cookies": dict(request.cookies)}, headers=cors)
 
     async def do_etag(self, request: web.Request) -> web.StreamResponse:
@@ -198,12 +211,14 @@ class Servers:
             return web.Response(status=304, headers={"ETag": '"1"'})
         return web.Response(text="tagged", headers={"ETag": '"1"', "Cache-Control": "no-cache"})
 
-    async def do_kept(self, request: web.Request) -> web.StreamResponse:
+    async def do_kept(self, _request: web.Request) -> web.StreamResponse:
         return web.Response(text=str(self.count("/kept")), headers={"Cache-Control": "max-age=600"})
 
     async def do_big(self, request: web.Request) -> web.StreamResponse:
         size = int(request.query["mb"])
-        answer = web.StreamResponse(headers={"Content-Type": "application/octet-stream", "Content-Length": str(size << 20)})
+        answer = web.StreamResponse(
+            headers={"Content-Type": "application/octet-stream", "Content-Length": str(size << 20)}
+        )
         if "name" in request.query:
             answer.headers["Content-Disposition"] = f'attachment; filename="{request.query["name"]}"'
         if range_ := request.headers.get("Range"):
@@ -218,10 +233,19 @@ class Servers:
 
     async def do_sound_wav(self, request: web.Request) -> web.StreamResponse:
         samples = b"\0\0" * 8000 * 60
-        head = b"RIFF" + struct.pack("<I", 36 + len(samples)) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 16000, 2, 16)
+        head = (
+            b"RIFF"
+            + struct.pack("<I", 36 + len(samples))
+            + b"WAVEfmt "
+            + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 16000, 2, 16)
+        )
         body = head + b"data" + struct.pack("<I", len(samples)) + samples
         start = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
-        headers = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}", "Accept-Ranges": "bytes", "Content-Type": "audio/wav"}
+        headers = {
+            "Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}",
+            "Accept-Ranges": "bytes",
+            "Content-Type": "audio/wav",
+        }
         return web.Response(status=206, body=body[start:], headers=headers)
 
     async def do_upload(self, request: web.Request) -> web.StreamResponse:
@@ -232,7 +256,7 @@ class Servers:
         self.bodies.append((size, digest.hexdigest()))
         return web.json_response({"size": size, "digest": digest.hexdigest()})
 
-    async def do_attachment(self, request: web.Request) -> web.StreamResponse:
+    async def do_attachment(self, _request: web.Request) -> web.StreamResponse:
         headers = {"Content-Disposition": "attachment; filename*=UTF-8''gr%C3%BCn.bin"}
         return web.Response(body=BIG, headers=headers, content_type="application/octet-stream")
 
@@ -268,7 +292,7 @@ class Servers:
             if message.type is WSMsgType.BINARY:
                 await socket.send_bytes(message.data)
             elif message.data == "close":
-                await socket.close(code=4321, message="bye".encode())
+                await socket.close(code=4321, message=b"bye")
             elif message.data == "cut":
                 assert request.transport
                 request.transport.abort()
@@ -284,14 +308,12 @@ class Servers:
         answer = web.StreamResponse(headers={"Content-Type": "text/event-stream", **_cors(request)})
         await answer.prepare(request)
         last = int(request.headers.get("Last-Event-ID", "0"))
-        await answer.write(f"retry: 50\nid: {last + 1}\ndata: {last + 1}\n\n: comment\n\nevent: own\ndata: a\r\ndata: b\n\n".encode())
+        await answer.write(
+            f"retry: 50\nid: {last + 1}\ndata: {last + 1}\n\n: comment\n\nevent: own\ndata: a\r\ndata: b\n\n".encode()
+        )
         return answer
 
 
 def _cors(request: web.Request) -> dict[str, str]:
     origin = request.headers.get("Origin")
     return {"Access-Control-Allow-Origin": origin, "Access-Control-Allow-Credentials": "true"} if origin else {}
-
-
-def random_bytes(size: int) -> bytes:
-    return os.urandom(size)

@@ -90,7 +90,9 @@ def test_cookies_that_scripts_do_not_see(page: Page, servers: Servers):
 def test_cookies_of_the_same_site(page: Page, servers: Servers):
     fetched(page, "/set-cookie?c=strict=1;SameSite=Strict&c=lax=1;SameSite=Lax&c=plain=1".replace(";", "%3B"))
     page.goto(f"{servers.other}/hello")  # 127.0.0.1 is another site
-    page.evaluate(f"new Promise(r => {{ const i = new Image(); i.onload = i.onerror = r; i.src = '{servers.url}/pixel.png' }})")
+    page.evaluate(
+        f"new Promise(r => {{ const i = new Image(); i.onload = i.onerror = r; i.src = '{servers.url}/pixel.png' }})"
+    )
     assert not servers.last("/pixel.png").cookies
     page.evaluate(f"location = '{servers.url}/echo-request'")
     page.wait_for_url("**/echo-request")
@@ -372,7 +374,10 @@ def test_a_web_socket(page: Page):
 
 
 def test_subprotocols(page: Page):
-    assert page.evaluate(f"async () => {{ {SOCKET} return (await open('/echo', ['first', 'second'])).protocol }}") == "second"
+    assert (
+        page.evaluate(f"async () => {{ {SOCKET} return (await open('/echo', ['first', 'second'])).protocol }}")
+        == "second"
+    )
     with pytest.raises(Error, match="1006 false"):
         page.evaluate(f"async () => {{ {SOCKET} return (await open('/echo', ['unknown'])).protocol }}")
 
@@ -404,7 +409,9 @@ def test_large_and_many_messages(page: Page):
 
 
 def test_a_socket_that_a_suite_mocks(page: Page, servers: Servers):
-    page.route_web_socket("**/echo", lambda socket: socket.connect_to_server().on_message(lambda text: socket.send(f"mocked {text}")))
+    page.route_web_socket(
+        "**/echo", lambda socket: socket.connect_to_server().on_message(lambda text: socket.send(f"mocked {text}"))
+    )
     page.goto(f"{servers.url}/page")
     script = f"async () => {{ {SOCKET} const s = await open('/echo'); s.send('x'); return (await next(s)).data }}"
     assert page.evaluate(script) == "mocked x"

@@ -460,6 +460,7 @@ class Broker:
 
     def close(self) -> None:
         """Let go of the registry; what is open stays recorded."""
+        self.forwarding.close()
         with self._lock:
             if self._run is not None:
                 self._run.leave()

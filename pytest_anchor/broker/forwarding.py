@@ -32,6 +32,7 @@ main(told["hosts"])
 """
 _HOME = str(Path(__file__).parents[1].absolute())
 LOG = "forwarding.log"
+MAX_STARTS = 5  # of the process by itself, where it dies while browsers need it
 
 
 class _Answer:
@@ -57,6 +58,9 @@ class Forwarding:
         self._answers: dict[int, _Answer] = {}
         self._last = 0
         self._reported: set[str] = set()
+        self._urls: dict[str, str] = {}  # of browsers that are attached to, by nonce
+        self._starts = 0
+        self._is_over = False
 
     def attach(self, nonce: str, url: str, timeout: float) -> str:
         """Forward for the browser of a session.
@@ -67,6 +71,8 @@ class Forwarding:
         """
         problem = self._ask(timeout, verb="attach", nonce=nonce, url=url)
         with self._lock:
+            if not problem:
+                self._urls[nonce] = url
             if problem in self._reported:
                 return ""
             self._reported.add(problem)
@@ -78,10 +84,21 @@ class Forwarding:
 
     def drop(self, nonces: Iterable[str]) -> None:
         """Leave the browsers of sessions that are about to end; does not wait."""
+        nonces = list(nonces)
         with self._lock:
+            for nonce in nonces:
+                self._urls.pop(nonce, None)
             if self._process is not None:
                 with suppress(OSError):
-                    self._send(verb="drop", nonces=list(nonces))
+                    self._send(verb="drop", nonces=nonces)
+
+    def close(self) -> None:
+        """End the process; does not wait."""
+        with self._lock:
+            self._is_over = True
+            if self._process is not None and self._process.stdin is not None:
+                with suppress(OSError):
+                    self._process.stdin.close()
 
     def _ask(self, timeout: float, **message: Any) -> str:
         with self._lock:
@@ -105,6 +122,7 @@ class Forwarding:
         return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
+        self._starts += 1
         environment = {name: value for name, value in os.environ.items() if name not in KEY_VARIABLES}
         log = open_file(self._folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
@@ -133,8 +151,16 @@ class Forwarding:
                 answer.arrived.set()
         status = process.wait()
         with self._lock:
+            for pipe in (process.stdin, process.stdout):
+                with suppress(OSError):  # what was not sent, is not needed
+                    pipe.close()  # type: ignore[union-attr]
             self._process = None
             left, self._answers = self._answers, {}
+            if self._urls and not self._is_over and self._starts < MAX_STARTS:
+                with suppress(OSError):
+                    self._process = self._start()
+                    for nonce, url in self._urls.items():
+                        self._send(verb="attach", nonce=nonce, url=url)
         for answer in left.values():
             answer.problem = _failure(f"it ended with status {status}, see {self._folder / LOG}")
             answer.arrived.set()

@@ -84,8 +84,13 @@ def test_a_document_without_an_address_is_its_parents():
     known = frames(local="http://localhost:8000/", public="http://shop.example/")
     for parent in ("local", "public"):
         known.has_parent(f"in {parent}", parent)
-        known.attached({"targetId": f"srcdoc in {parent}", "type": "iframe", "url": "about:srcdoc", "parentFrameId": parent})
-    assert [known.is_local(f"{kind}in {where}") for kind in ("", "srcdoc ") for where in ("local", "public")] == [True, False] * 2
+        known.attached(
+            {"targetId": f"srcdoc in {parent}", "type": "iframe", "url": "about:srcdoc", "parentFrameId": parent}
+        )
+    assert [known.is_local(f"{kind}in {where}") for kind in ("", "srcdoc ") for where in ("local", "public")] == [
+        True,
+        False,
+    ] * 2
     known.has_document("in local", "http://shop.example")
     assert not known.is_local("in local")
     assert known.browser_context("in local") == "context of local"

@@ -131,18 +131,19 @@ class Elsewhere:
     """A local backend whose browsers cannot reach this machine's localhost; ``url`` and ``key`` are as of any other.
 
     :param delay: seconds that everything takes to it, and as long back.
+    :param isolated: whether that is so; for comparison, not.
     """
 
-    def __init__(self, delay: float = 0.0) -> None:
+    def __init__(self, delay: float = 0.0, *, isolated: bool = True) -> None:
         self.temp = Path(tempfile.mkdtemp(prefix="pae-", dir="/tmp"))  # short, for Chromium's socket
-        port = free_port()
-        target: str | int = str(self.temp / "there")
-        command = [sys.executable, "-m", "pytest_anchor", "local", "--port", str(port)]
-        if has_networks():
-            command = [sys.executable, __file__, "--socket", target, str(port), *command]
-        else:
-            target = free_port()
-            command = [*command[:-1], str(target), "--chromium", str(self._blind_chromium())]
+        self.relay: Relay | None = None
+        command = [sys.executable, "-m", "pytest_anchor", "local"]
+        if is_apart := isolated and has_networks():
+            there, port = str(self.temp / "there"), free_port()
+            command = [sys.executable, __file__, "--socket", there, str(port), *command, "--port", str(port)]
+        elif isolated:
+            assert not delay, "only what has a network of its own can be far away"
+            command += ["--chromium", str(self._blind_chromium())]
         self.process = subprocess.Popen(
             command,
             cwd=Path(__file__).parents[1],
@@ -152,10 +153,10 @@ class Elsewhere:
             text=True,
         )
         assert self.process.stdout
-        url, self.key = (self.process.stdout.readline().strip().partition("=")[2] for _ in range(2))
+        self.url, self.key = (self.process.stdout.readline().strip().partition("=")[2] for _ in range(2))
         assert self.key, "the backend did not start"
-        self.relay = Relay(target, port, delay)
-        self.url = url.replace(url.rpartition(":")[2], str(port))
+        if is_apart:  # the same port here as there, as the backend checks the Host header
+            self.relay = Relay(there, port, delay)
 
     def _blind_chromium(self) -> Path:
         from pytest_anchor.local.chromium import find
@@ -173,7 +174,8 @@ class Elsewhere:
             return str(json.load(answer)["data"]["cdp_url"])
 
     def close(self) -> None:
-        self.relay.close()
+        if self.relay is not None:
+            self.relay.close()
         self.process.terminate()
         self.process.communicate(timeout=20)
         shutil.rmtree(self.temp, ignore_errors=True)

@@ -62,6 +62,11 @@ class Forwarding:
         self._starts = 0
         self._is_over = False
 
+    @property
+    def pid(self) -> int:
+        """The process's id, 0 where there is none."""
+        return self._process.pid if self._process is not None else 0
+
     def attach(self, nonce: str, url: str, timeout: float) -> str:
         """Forward for the browser of a session.
 

@@ -34,8 +34,6 @@ _CHUNK = 1 << 16
 _ENDLESS_TYPES = ("text/event-stream", "multipart/x-mixed-replace")
 # Those of one connection, which is not the browser's; the length is that of the body which is sent.
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "proxy-connection", "transfer-encoding", "trailer", "upgrade"})
-# The error is that of the first address, which is ::1, and a machine may have no such.
-_REFUSED = (errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH)
 _ADDED_BY_AIOHTTP = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
@@ -72,7 +70,8 @@ class _Resolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         if host == "localhost" or host.endswith(".localhost"):
-            found = [("::1", socket.AF_INET6), ("127.0.0.1", socket.AF_INET)]  # in Chromium's order
+            # Chromium begins with ::1, where few servers of a test listen.
+            found = [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)]
         else:
             loop = asyncio.get_running_loop()
             infos = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
@@ -109,7 +108,7 @@ def client_session(*, at_once: int = 0) -> aiohttp.ClientSession:
 
 def is_refused(error: BaseException) -> bool:
     """Whether no server listens."""
-    return isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno in _REFUSED
+    return isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno == errno.ECONNREFUSED
 
 
 async def patiently(attempt: Callable[[], Awaitable[T]]) -> T:

@@ -57,7 +57,8 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     :param end_in_background: whether a teardown leaves its sessions' end to the background.
     :param create_retries: how often a creation that met a transient failure is tried again.
     :param socket_folder: where the run's processes on this machine find its broker.
-    :param forward_hosts: the names by which sessions' browsers reach the test machine; none where nothing is forwarded.
+    :param forward_hosts: the names by which sessions' browsers reach the test machine, with commas between them;
+        ``""`` where nothing is forwarded.
     :param main_pid: the process that the run is over with, 0 where it is on another machine.
     """
 
@@ -80,7 +81,7 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     create_retries: int = 2
     socket_folder: str = ""
     main_pid: int = 0
-    forward_hosts: tuple[str, ...] = ()
+    forward_hosts: str = ""
 
     def __repr__(self) -> str:
         shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name != "api_key")
@@ -234,19 +235,19 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def check_hosts(name: str, value: str) -> tuple[str, ...]:
-    """Return the hosts that *value* names, separated by commas.
+def check_hosts(name: str, value: str) -> str:
+    """Return *value*, hosts with commas between them, without spaces and in small letters.
 
     :raises AnchorConfigError: one of them is no host.
     """
-    hosts = tuple(host.strip().lower() for host in value.split(",") if host.strip())
+    hosts = [host.strip().lower() for host in value.split(",") if host.strip()]
     for host in hosts:
         if not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:]+\]", host):
             raise AnchorConfigError(
                 f"{name} takes hosts separated by commas, such as localhost, *.localhost, 127.0.0.1 or [::1], "
                 f"not {printable(host)!r}: no scheme, no port, and a star only before the first dot"
             )
-    return hosts
+    return ",".join(hosts)
 
 
 def is_local_url(url: str) -> bool:

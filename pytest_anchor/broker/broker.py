@@ -58,7 +58,7 @@ class Broker:
         self.settings = settings
         self.waits = Waits()
         self.processes = Processes(self._process_is_gone)
-        self.forwarding = Forwarding(settings.forward_hosts, settings.folder)
+        self.forwarding = Forwarding(settings.forward_hosts.split(","), settings.folder)
         self._leave = leave
         self._lock = threading.RLock()
         self._sweeping = threading.RLock()  # the last sweep, or the reaper: one after the other

@@ -22,7 +22,14 @@ LARGEST_BODY = 72_000_000  # bytes; as base64 and with its headers, a message of
 
 
 class CDPError(Exception):
-    """The browser has refused a call, or is gone."""
+    """The browser has refused a call."""
+
+
+class ClosedError(CDPError, ConnectionError):
+    """The connection is closed."""
+
+    def __init__(self) -> None:
+        super().__init__("the connection is closed")
 
 
 class Connection:
@@ -62,7 +69,8 @@ class Connection:
         finally:
             self._closed = True
             for future in self._waiting.values():
-                _settle(future, {"error": {"message": "the connection is closed"}})
+                if not future.done():
+                    future.set_exception(ClosedError())
             self._waiting.clear()
 
     async def call(self, method: str, session: str = "", /, **params: Any) -> dict[str, Any]:
@@ -95,12 +103,12 @@ class Connection:
         try:
             async with self._sending:  # messages leave in the order of their calls
                 if self._closed:
-                    raise CDPError("the connection is closed")
+                    raise ClosedError
                 self._waiting[number] = future
                 await self._socket.send_str(message)
         except (ConnectionError, RuntimeError, aiohttp.ClientError) as error:
             self._waiting.pop(number, None)
-            raise CDPError("the connection is closed") from error
+            raise ClosedError from error
         return await future
 
     async def close(self) -> None:

@@ -79,6 +79,7 @@ class Frames:
     def detached(self, target_id: str) -> None:
         """Take in that it is gone."""
         self._targets.pop(target_id, None)
+        self._origins.pop(target_id, None)
 
     def has_parent(self, frame: str, parent: str) -> None:
         """Take in that there is a frame in another."""

@@ -17,8 +17,8 @@ from .guard import Hosts
 if TYPE_CHECKING:
     from .browser import Browser
 
-ATTEMPTS = 3  # to connect again where a connection was lost
-PAUSE = 1.0  # seconds between them
+ATTEMPTS = 3  # to connect to a browser
+PAUSE = 0.5  # seconds between them
 MISSING = (
     "this machine's localhost is not there for the browsers: aiohttp is missing. "
     "Install it with: pip install 'pytest-anchor[playwright]', or pass --anchor-forward off"
@@ -47,12 +47,15 @@ async def _serve(hosts: list[str]) -> None:
 
 async def _reply(forwarder: Forwarder, message: dict[str, Any]) -> None:
     verb = message["verb"]
-    if verb == "attach":
-        problem = await forwarder.attach(message["nonce"], message["url"])
-    elif verb == "contexts":
-        problem = await forwarder.contexts(message["nonce"], message["credentials"])
-    else:
-        problem = await forwarder.drop(message["nonces"])
+    try:
+        if verb == "attach":
+            problem = await forwarder.attach(message["nonce"], message["url"])
+        elif verb == "contexts":
+            problem = await forwarder.contexts(message["nonce"], message["credentials"])
+        else:
+            problem = await forwarder.drop(message["nonces"])
+    except Exception as error:  # noqa: BLE001 - the broker waits for an answer
+        problem = _problem(error)
     print(json.dumps({"number": message["number"], "problem": problem}), flush=True)  # noqa: T201 - the broker reads it
 
 
@@ -64,6 +67,7 @@ class Forwarder:
         self._name = secrets.token_hex(4)
         self._browsers: dict[str, Browser] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._refusal = ""  # what browsers of this kind do not do
         self._attaching: set[asyncio.Task[None]] = set()
 
     async def attach(self, nonce: str, url: str) -> str:
@@ -73,35 +77,45 @@ class Forwarder:
         """
         try:
             import aiohttp
-
-            from .browser import Browser
-            from .cdp import CDPError
         except ImportError:
             return MISSING
         async with self._locks.setdefault(nonce, asyncio.Lock()):
-            if (known := self._browsers.get(nonce)) is not None:
-                if known.is_attached:
-                    return ""
-                await known.close()
-            browser = Browser(self._hosts, self._name)
-            try:
-                await browser.attach(url)
-            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, CDPError) as error:
-                await browser.close()
-                return _problem(error)
-            self._browsers[nonce] = browser
-            assert browser.gone is not None
-            browser.gone.add_done_callback(lambda _: self._attach_again(nonce, url, browser))
-            return ""
+            for attempt in range(ATTEMPTS):
+                if self._refusal or ((known := self._browsers.get(nonce)) is not None and known.is_attached):
+                    break
+                try:
+                    await self._attach(nonce, url)
+                except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:  # a new browser needs a moment
+                    if attempt + 1 == ATTEMPTS:
+                        return _problem(error)
+                    await asyncio.sleep(PAUSE)
+            return self._refusal
+
+    async def _attach(self, nonce: str, url: str) -> None:
+        from .browser import Browser
+        from .cdp import CDPError, ClosedError
+
+        browser = Browser(self._hosts, self._name)
+        try:
+            await browser.attach(url)
+        except BaseException as error:
+            await browser.close()
+            if isinstance(error, ClosedError) or not isinstance(error, CDPError):
+                raise
+            self._refusal = _problem(error)  # the next session's browser is no other
+            return
+        if (known := self._browsers.pop(nonce, None)) is not None:
+            await known.close()
+        self._browsers[nonce] = browser
+        assert browser.gone is not None
+        browser.gone.add_done_callback(lambda _: self._attach_again(nonce, url, browser))
 
     def _attach_again(self, nonce: str, url: str, browser: Browser) -> None:
         """Make up for a connection that was lost, unless the session is over."""
 
         async def attach() -> None:
-            for _ in range(ATTEMPTS):
-                if self._browsers.get(nonce) is not browser or not await self.attach(nonce, url):
-                    return
-                await asyncio.sleep(PAUSE)
+            if self._browsers.get(nonce) is browser and await self.attach(nonce, url):
+                await self.drop([nonce])
 
         task = asyncio.create_task(attach())
         self._attaching.add(task)

@@ -8,6 +8,7 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp import WSMsgType
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 RETRY = 3.0  # seconds until an EventSource connects again, as in Chromium
 BATCH = 1_000_000  # characters that go to a page at once
-CLOSE_TIMEOUT = 2.0  # seconds for a server's answer to a close
+MAX_REDIRECTS = 20  # as in Chromium
 ABNORMAL, NO_CODE, GOING_AWAY = 1006, 1005, 1001
 _FAILURES = (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError)
 
@@ -107,9 +108,10 @@ class _Socket:
         """Take in what the page sends."""
         self.queue.put_nowait(list(message))
 
-    async def add_cookies(self) -> None:
-        if cookies := await self.sockets.cookies(self.url, self.context):
-            self.headers["Cookie"] = cookies
+    async def cookies(self, url: str) -> dict[str, str]:
+        """The header with the browser's cookies for a URL, if there are any."""
+        cookies = await self.sockets.cookies(url, self.context)
+        return {"Cookie": cookies} if cookies else {}
 
 
 class _WebSocket(_Socket):
@@ -127,15 +129,13 @@ class _WebSocket(_Socket):
         await self.put("closed", *ending)
 
     async def _join(self) -> tuple[bool, int, str]:
-        await self.add_cookies()
-        self.headers["Origin"] = origin(self.context.origin)
+        self.headers |= {"Origin": origin(self.context.origin), **await self.cookies(self.url)}
         socket = await patiently(
             lambda: self.http.ws_connect(
                 URL(self.url, encoded=True),
                 protocols=self.given,
                 headers=self.headers,
                 max_msg_size=0,
-                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT),
             )
         )
         writer = asyncio.create_task(self._write(socket))
@@ -194,22 +194,16 @@ class _EventSource(_Socket):
         self.task.cancel()
 
     async def _read_again_and_again(self) -> None:
-        own = origin(self.context.origin)
-        is_foreign = own != origin(self.url)
         self.headers |= {"Accept": "text/event-stream", "Cache-Control": "no-cache", "Accept-Encoding": "identity"}
-        if is_foreign:
-            self.headers["Origin"] = own
         last_id, retry = "", RETRY
         while True:
-            if not is_foreign or self.given:
-                await self.add_cookies()
             if last_id:
                 self.headers["Last-Event-ID"] = last_id
             reader = EventReader(last_id)
             with suppress(*_FAILURES):
-                answer = await patiently(lambda: self.http.get(URL(self.url, encoded=True), headers=self.headers))
+                answer = await patiently(self._request)
                 async with answer:
-                    if not self._is_accepted(answer, own if is_foreign else ""):
+                    if not self._is_accepted(answer):
                         return
                     await self.put("open")
                     async for received in answer.content.iter_any():
@@ -220,16 +214,38 @@ class _EventSource(_Socket):
             await self.put("failed", False)  # noqa: FBT003
             await asyncio.sleep(retry)
 
-    def _is_accepted(self, answer: aiohttp.ClientResponse, foreign: str) -> bool:
-        """Whether the response is a stream of events, which an origin other than its own may read."""
+    async def _request(self) -> aiohttp.ClientResponse:
+        """The response, of whatever forwarded host redirects lead to."""
+        url = self.url
+        for _ in range(MAX_REDIRECTS):
+            headers = dict(self.headers)
+            if self._is_foreign(url):
+                headers["Origin"] = origin(self.context.origin)
+            if not self._is_foreign(url) or self.given:
+                headers |= await self.cookies(url)
+            answer = await self.http.get(URL(url, encoded=True), headers=headers, allow_redirects=False)
+            location = answer.headers.get("Location", "") if answer.status in (301, 302, 303, 307, 308) else ""
+            if not location:
+                return answer
+            answer.close()
+            url = urljoin(url, location)
+            if not self.sockets.allow(self.context, url):
+                break
+        raise aiohttp.ClientError("a redirect that leads nowhere")
+
+    def _is_foreign(self, url: str) -> bool:
+        return origin(self.context.origin) != origin(url)
+
+    def _is_accepted(self, answer: aiohttp.ClientResponse) -> bool:
+        """Whether the response is a stream of events, which the page's origin may read."""
         if answer.status != 200 or answer.content_type != "text/event-stream":
             return False
-        allowed = answer.headers.get("Access-Control-Allow-Origin", "")
-        if not foreign:
+        if not self._is_foreign(str(answer.url)):
             return True
+        own, allowed = origin(self.context.origin), answer.headers.get("Access-Control-Allow-Origin", "")
         if self.given:
-            return allowed == foreign and answer.headers.get("Access-Control-Allow-Credentials") == "true"
-        return allowed in ("*", foreign)
+            return allowed == own and answer.headers.get("Access-Control-Allow-Credentials") == "true"
+        return allowed in ("*", own)
 
 
 class Sockets:

@@ -92,6 +92,8 @@ def client_session(*, at_once: int = 0) -> aiohttp.ClientSession:
 
     :param at_once: connections to one server, 0 for any number.
     """
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_redirect.append(_refuse_redirect)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=0, limit_per_host=at_once, force_close=True, ssl=False, resolver=_Resolver(), use_dns_cache=False
@@ -100,10 +102,16 @@ def client_session(*, at_once: int = 0) -> aiohttp.ClientSession:
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=READ_TIMEOUT),
         trust_env=False,
         skip_auto_headers=_ADDED_BY_AIOHTTP,
+        trace_configs=[tracing],
         max_line_size=1 << 16,
         max_field_size=1 << 18,
         read_bufsize=1 << 20,
     )
+
+
+async def _refuse_redirect(*_: object) -> None:
+    """Follow none: a response decides of where a browser goes, not of where we go with its cookies."""
+    raise aiohttp.ClientError("a redirect")
 
 
 def is_refused(error: BaseException) -> bool:

@@ -192,7 +192,7 @@ def read_settings(config: pytest.Config) -> Settings:
         reaper=value("reaper") == "on",
         socket_folder=socket_folder(invocation),
         main_pid=os.getpid(),
-        forward_hosts=value("forward_hosts") if forwards else (),
+        forward_hosts=value("forward_hosts") if forwards else "",
     )
 
 

@@ -20,7 +20,7 @@ from pytest_anchor.local.chromium import find
 from pytest_anchor.session import AnchorSession, AnchorSessionFactory
 from pytest_anchor.settings import Settings
 
-HOSTS = ("localhost", "127.0.0.1", "[::1]", "*.localhost")
+HOSTS = "localhost,127.0.0.1,[::1],*.localhost"
 
 
 @pytest.fixture(scope="package")

@@ -23,7 +23,7 @@ KEY = "sk-forwarding-0123456789"
 HOSTS = ("localhost",)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Callable[..., str]]:
     """Start a browser that refuses some calls, or closes the connection over them; gives the URL of its CDP."""
     loop = asyncio.new_event_loop()
@@ -40,6 +40,7 @@ def browser() -> Iterator[Callable[..., str]]:
             async for message in socket:
                 call = json.loads(message.data)
                 if (text := refused.get(call["method"])) == "close":
+                    await socket.close()
                     break
                 answer = {"error": {"message": text}} if text else {"result": {}}
                 await socket.send_json({"id": call["id"], **answer})
@@ -60,7 +61,7 @@ def browser() -> Iterator[Callable[..., str]]:
     yield start
     for runner in runners:
         asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
-    asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), loop).result(10)  # connections are closed one step later
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0.3), loop).result(10)  # connections are closed one step later
     loop.call_soon_threadsafe(loop.stop)
     thread.join(10)
     loop.close()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SETUP_TIMEOUT = 10.0  # seconds until the browser must have answered what prepares it
 READ_TIMEOUT = 60.0  # seconds for the files of one request
+KEEPALIVE = 0.5  # seconds that requests of a document that is gone may take
+_OUTLIVE_THEIR_PAGE = ("Document", "Ping")
 BLOCKED, UNREADABLE = "BlockedByClient", "AccessDenied"
 _PAGES = ("page", "iframe", "webview")
 _WORKERS = ("worker", "shared_worker", "service_worker")
@@ -55,6 +57,7 @@ class Browser:
         self._contexts: dict[tuple[str, int], Context] = {}
         self._targets: dict[str, dict[str, Any]] = {}  # by debugging session
         self._noted: set[str] = set()  # browser contexts
+        self._requests: dict[str, set[asyncio.Task[Any]]] = {}  # of the document in a frame
         self._tasks: set[asyncio.Task[Any]] = set()
         self._large = asyncio.Lock()  # one large body at a time
         self.gone: asyncio.Task[None] | None = None  # done when the connection is closed
@@ -102,10 +105,11 @@ class Browser:
         if self._http is not None:
             await self._http.close()
 
-    def _run(self, work: Coroutine[Any, Any, Any]) -> None:
+    def _run(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(_while_it_lives(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _call(self, method: str, session: str = "", /, **params: Any) -> dict[str, Any]:
         assert self._connection is not None
@@ -120,7 +124,7 @@ class Browser:
     @property
     def _handlers(self) -> dict[str, Callable[[dict[str, Any], str], object]]:
         return {
-            "Fetch.requestPaused": lambda params, _: self._run(self._answer(params)),
+            "Fetch.requestPaused": lambda params, _: self._paused(params),
             "Target.attachedToTarget": lambda params, _: self._attached(params["sessionId"], params["targetInfo"]),
             "Target.detachedFromTarget": lambda params, _: self._detached(params["sessionId"]),
             "Page.frameAttached": lambda params, _: self._frames.has_parent(params["frameId"], params["parentFrameId"]),
@@ -182,9 +186,25 @@ class Browser:
 
     def _forget_contexts(self, session: str, number: int | None = None) -> None:
         for key in [one for one in self._contexts if one[0] == session and number in (None, one[1])]:
-            self._sockets.forget(self._contexts.pop(key))
+            context = self._contexts.pop(key)
+            self._sockets.forget(context)
+            if context.frame:
+                self._cancel_requests(context.frame)
 
     # Requests.
+
+    def _paused(self, pause: dict[str, Any]) -> None:
+        task = self._run(self._answer(pause))
+        if pause.get("resourceType") not in _OUTLIVE_THEIR_PAGE:
+            requests = self._requests.setdefault(pause.get("frameId", ""), set())
+            requests.add(task)
+            task.add_done_callback(requests.discard)
+
+    def _cancel_requests(self, frame: str) -> None:
+        """Give up what a document waits for that is gone, so that what replaces it need not wait for connections."""
+        loop = asyncio.get_running_loop()
+        for task in self._requests.pop(frame, ()):
+            loop.call_later(KEEPALIVE, task.cancel)
 
     async def _answer(self, pause: dict[str, Any]) -> None:
         request_id, url = pause["requestId"], pause["request"]["url"]

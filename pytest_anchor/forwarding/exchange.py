@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -56,12 +57,15 @@ class Exchange:
         server = (browser_context, origin(url))
         if (authorization := self._accepted.get(server)) and "Authorization" not in headers:
             headers["Authorization"] = authorization
-        response = await self._upstream.send(request["method"], url, headers, body)
+        send = partial(
+            self._upstream.send, request["method"], url, body=body, is_urgent=pause.get("resourceType") == "Document"
+        )
+        response = await send(headers)
         offered = in_url or self._credentials.get(browser_context, "")
         if offered and headers.get("Authorization") != offered and response.challenges("Basic"):
             response.body.close()
             headers["Authorization"] = offered
-            response = await self._upstream.send(request["method"], url, headers, body)
+            response = await send(headers)
             if response.status != 401:
                 self._accepted[server] = offered
         return response

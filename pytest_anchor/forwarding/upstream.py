@@ -26,8 +26,8 @@ START_PATIENCE = 2.0  # seconds in which a server that refuses connections may s
 POLL_INTERVAL = 0.05  # seconds between attempts
 CONNECT_TIMEOUT = 5.0  # seconds
 READ_TIMEOUT = 300.0  # seconds that a server may be silent, as in Chromium
-STREAM_LIMIT = 20.0  # seconds until a response whose end is not announced is cut off
-EVENT_STREAM_LIMIT = 2.0  # the same for types of which no end is to be expected
+STREAM_LIMIT = 30.0  # seconds until a response whose end is not announced counts as one without
+ENDLESS_LIMIT = 2.0  # seconds until one of a type of which no end is to be expected is cut off
 AT_ONCE = 6  # connections to one server, as in Chromium
 IN_MEMORY = 2_000_000  # bytes of a body; what is beyond is kept in a file
 _CHUNK = 1 << 16
@@ -136,15 +136,21 @@ class Upstream:
 
     def __init__(self) -> None:
         self._http = client_session(at_once=AT_ONCE)
+        self._urgent = client_session()
 
-    async def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Response:
+    async def send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, *, is_urgent: bool = False
+    ) -> Response:
         """Send a request, and return the response once it is whole, redirect or not.
 
         :param url: an ``http`` or ``https`` URL.
+        :param is_urgent: whether not to wait for others: a page is only left, and what it waits for given up, once
+            there is another.
         :raises UpstreamError: there is none.
         """
+        http = self._urgent if is_urgent else self._http
         try:
-            return await patiently(lambda: self._send(method, url, headers, body))
+            return await patiently(lambda: self._send(http, method, url, headers, body))
         except aiohttp.ClientConnectorError as error:
             raise UpstreamError("ConnectionRefused" if is_refused(error) else "ConnectionFailed") from error
         except asyncio.TimeoutError as error:
@@ -156,8 +162,10 @@ class Upstream:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise UpstreamError("Failed") from error
 
-    async def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Response:
-        request = self._http.request(method, URL(url, encoded=True), headers=headers, data=body, allow_redirects=False)
+    async def _send(
+        self, http: aiohttp.ClientSession, method: str, url: str, headers: Mapping[str, str], body: bytes | None
+    ) -> Response:
+        request = http.request(method, URL(url, encoded=True), headers=headers, data=body, allow_redirects=False)
         async with request as answer:
             content, size = await _read(answer)
             return Response(
@@ -175,18 +183,23 @@ class Upstream:
     async def close(self) -> None:
         """Let go of the connections."""
         await self._http.close()
+        await self._urgent.close()
 
 
 async def _read(answer: aiohttp.ClientResponse) -> tuple[BinaryIO, int]:
-    """The body, and its size in bytes; one without end is cut off in time."""
+    """The body, and its size in bytes.
+
+    :raises asyncio.TimeoutError: it seems to have no end.
+    """
     body: Any = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - closed by whoever reads it
     try:
         if answer.content_length is not None:
             await _copy(answer, body)
-        else:
-            limit = EVENT_STREAM_LIMIT if answer.content_type in _ENDLESS_TYPES else STREAM_LIMIT
+        elif answer.content_type in _ENDLESS_TYPES:
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(_copy(answer, body), limit)
+                await asyncio.wait_for(_copy(answer, body), ENDLESS_LIMIT)
+        else:
+            await asyncio.wait_for(_copy(answer, body), STREAM_LIMIT)
         size = body.tell()
         body.seek(0)
     except BaseException:

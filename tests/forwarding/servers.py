@@ -277,6 +277,10 @@ class Servers:
             await answer.write(b"data: more\n\n")
             await asyncio.sleep(0.05)
 
+    async def do_never(self, _request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(600)
+        return web.Response()
+
     async def do_slowly(self, request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"Content-Type": "text/plain"})
         await answer.prepare(request)

@@ -18,6 +18,7 @@ from servers import BIG, Servers
 
 pytestmark = pytest.mark.slow
 
+PATTERN = bytes(i % 251 for i in range(1 << 20))
 SOCKET = """
     const open = (url, ...more) => new Promise((resolve, reject) => {
         const socket = new WebSocket(url, ...more);
@@ -160,15 +161,11 @@ def test_a_form_with_a_file_of_the_browsers_machine(page: Page, servers: Servers
     assert servers.bodies[-1] == (len(content), hashlib.sha256(content).hexdigest())
 
 
-def test_100_megabytes_up(page: Page, servers: Servers):
-    make = "Uint8Array.from({length: 1 << 20}, (_, i) => i * 7 + i / 255)"
-    script = f"""(async () => {{ const part = {make}; const body = new Blob(Array(100).fill(part));
-        return (await fetch('/upload', {{method: 'POST', body}})).json() }})()"""
-    part = bytes((i * 7 + i // 255) & 255 if i < 0 else int(i * 7 + i / 255) & 255 for i in range(1 << 20))
-    digest = hashlib.sha256()
-    for _ in range(100):
-        digest.update(part)
-    assert page.evaluate(script) == {"size": 100 << 20, "digest": digest.hexdigest()}
+def test_20_megabytes_up(page: Page, servers: Servers):
+    script = """async () => { const part = Uint8Array.from({length: 1 << 20}, (_, i) => i % 251);
+        const body = new Blob(Array(20).fill(part)); return (await fetch('/upload', {method: 'POST', body})).json() }"""
+    digest = hashlib.sha256(PATTERN * 20).hexdigest()
+    assert page.evaluate(script) == {"size": 20 << 20, "digest": digest}
 
 
 def test_20_megabytes_down(page: Page):
@@ -177,8 +174,9 @@ def test_20_megabytes_down(page: Page):
     assert page.evaluate(script) == hashlib.sha256(BIG * 20).hexdigest()
 
 
-def test_100_megabytes_down(page: Page):
-    assert page.evaluate("fetch('/big?mb=100').then(r => r.arrayBuffer()).then(b => b.byteLength)") == 100 << 20
+@pytest.mark.xfail(reason="a message of CDP has 100 MiB at most", strict=True)
+def test_80_megabytes_down(page: Page):
+    assert page.evaluate("fetch('/big?mb=80').then(r => r.arrayBuffer()).then(b => b.byteLength)") == 80 << 20
 
 
 def test_a_download(page: Page, servers: Servers):
@@ -253,6 +251,13 @@ def test_a_beacon_of_a_page_that_is_left(page: Page, servers: Servers):
     while len(servers.bodies) == before and time.monotonic() < deadline:
         page.wait_for_timeout(20)
     assert servers.bodies[-1][0] == 4
+
+
+def test_requests_of_a_page_that_is_left(page: Page, servers: Servers):
+    for _ in range(3):
+        page.evaluate("for (let i = 0; i < 6; i++) fetch('/never').catch(() => {}); 0")
+        page.goto(f"{servers.url}/page")
+    assert page.title() == "page"
 
 
 # Origins.

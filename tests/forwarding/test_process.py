@@ -19,6 +19,8 @@ from real_runs import processes_in
 
 from pytest_anchor.broker.forwarding import Forwarding
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-forwarding-0123456789"
 HOSTS = ("localhost",)
 

@@ -23,7 +23,7 @@ from pytest_anchor.settings import Settings
 HOSTS = "localhost,127.0.0.1,[::1],*.localhost"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def elsewhere() -> Iterator[Elsewhere]:
     """A local backend with a network of its own."""
     backend = Elsewhere()
@@ -31,7 +31,7 @@ def elsewhere() -> Iterator[Elsewhere]:
     backend.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def far_client(elsewhere: Elsewhere, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A test process's client of a run whose browsers are elsewhere."""
     folder: Path = tmp_path_factory.mktemp("forwarding") / ".pytest_anchor" / "inv"
@@ -58,7 +58,7 @@ def far_client(elsewhere: Elsewhere, tmp_path_factory: pytest.TempPathFactory) -
     shutil.rmtree(settings.socket_folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def far_session(far_client: Client) -> AnchorSession:
     """A session of a browser elsewhere, for which this machine's localhost is forwarded."""
     session = AnchorSessionFactory(far_client, {}, lambda: "tests/forwarding")()
@@ -66,13 +66,13 @@ def far_session(far_client: Client) -> AnchorSession:
     return session
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def playwright() -> Iterator[Playwright]:
     with sync_playwright() as started:
         yield started
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def far_browser(request: pytest.FixtureRequest, playwright: Playwright) -> Iterator[Browser]:
     """The session's browser; with DIRECT=1, for comparison, one on this machine."""
     if os.environ.get("DIRECT"):
@@ -93,7 +93,7 @@ def far_credentials(request: pytest.FixtureRequest) -> Callable[[str, str], Abst
     return partial(credentials, client, session)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def servers() -> Iterator[Servers]:
     """Servers of this machine, which listen on its loopback only."""
     with Servers() as started:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from measure import Figure, seconds
 
-from pytest_anchor.budget.limits import Limits
+from pytest_anchor.budget.admission import Limits
+from pytest_anchor.budget.file_store import FileStore
+from pytest_anchor.budget.holders import SlotHolders
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.registry.locks import JOURNAL
 from pytest_anchor.tags import new_nonce
@@ -55,13 +57,14 @@ def _session(folder: Path, before: int) -> Callable[[], None]:
     """What is done for one session of a run in which *before* have been."""
     run = Run(folder)
     run.join()
-    limits = Limits(folder.parent, folder, "main", account="bench", cap=AT_ONCE + 1, timeout=60.0)
+    store = FileStore(folder.parent, "bench", folder.name, "main")
+    limits = Limits(store, SlotHolders(folder, "main"), cap=AT_ONCE + 1, timeout=60.0)
 
     def begin() -> str:
         nonce = new_nonce(folder.name)
-        limits.admission("test", print).begin(nonce, self_blocked=False, meanwhile=lambda **_: None)
+        limits.admission("test", print).wait(nonce, self_blocked=False, between_polls=lambda **_: None)
         run.append("intent", nonce, **_INTENT)
-        limits.succeeded()
+        limits.record_success()
         run.append("created", nonce, **_CREATED)
         return nonce
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_anchor.client import Client
+from pytest_anchor.plugin.options import OPTIONS
 from pytest_anchor.settings import Settings, socket_folder
 
 if TYPE_CHECKING:
@@ -88,22 +89,20 @@ def local_server(*options: str, log: Path | None = None) -> Iterator[dict[str, s
 
 def client_for(env: dict[str, str], folder: Path, *, reaper: bool = False) -> Client:
     """A test process's client of a run whose record is in *folder*, for the API that *env* names."""
-    return Client(
-        Settings(
-            run_id="bench",
-            folder=folder,
-            owner="main",
-            base_url=env["ANCHORBROWSER_BASE_URL"],
-            api_key=env["ANCHORBROWSER_API_KEY"],
-            local=False,
-            chromium="",
-            on_leak="fail",
-            sweep_timeout=60.0,
-            reaper=reaper,
-            socket_folder=socket_folder(f"{folder.name}-{os.urandom(8).hex()}"),
-            main_pid=os.getpid(),
-        )
-    )
+    defaults = {
+        option.setting or name: option.check(name, option.default)
+        for name, option in OPTIONS.items()
+        if option.default or name == "chromium"
+    }
+    told = {
+        "run_id": "bench",
+        "base_url": env["ANCHORBROWSER_BASE_URL"],
+        "api_key": env["ANCHORBROWSER_API_KEY"],
+        "reaper": reaper,
+        "socket_folder": socket_folder(f"{folder.name}-{os.urandom(8).hex()}"),
+        "main_pid": os.getpid(),
+    }
+    return Client(Settings(**{**defaults, **told}, folder=folder, owner="main", local=False))
 
 
 def answers(log: Path, method: str) -> list[Answer]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import AnchorError
 from .reporting.progress import write
-from .settings import BASE_URL_VARIABLE, DEFAULT_BASE_URL, KEY_VARIABLES, REGISTRY_NAME
+from .settings import BASE_URL_VARIABLE, DEFAULT_BASE_URL, KEY_VARIABLES, REGISTRY_NAME, SWEEP_TIMEOUT
 
 INTERRUPTED = 130  # as a shell has it for a process that Ctrl-C ended
 
@@ -68,16 +68,27 @@ def main(argv: list[str] | None = None) -> int:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        from .cli import commands as cli
-
-        commands = {"ls": cli.ls, "sweep": cli.sweep, "end": cli.end}
-        return commands[arguments.command](arguments)
+        return _run(arguments)
     except (AnchorError, OSError) as error:
         write(sys.stderr, f"{error}\n")
         return 2
     except KeyboardInterrupt:
         write(sys.stderr, "interrupted: what has not been ended is still there; the same command goes on\n")
         return INTERRUPTED
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "ls":
+        from .cli.ls import ls
+
+        return ls(arguments)
+    if arguments.command == "sweep":
+        from .cli.sweep import sweep
+
+        return sweep(arguments)
+    from .cli.end import end
+
+    return end(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,7 +113,14 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     ending = _options(
-        ("--timeout", {"metavar": "SECONDS", "default": "60", "help": "what all of it may take; default: 60"}),
+        (
+            "--timeout",
+            {
+                "metavar": "SECONDS",
+                "default": str(SWEEP_TIMEOUT),
+                "help": f"what all of it may take; default: {SWEEP_TIMEOUT}",
+            },
+        ),
         ("--dry-run", {"action": "store_true", "help": "say what would be ended, and change nothing"}),
     )
 

@@ -1,4 +1,4 @@
-"""Threads for work that must hold nobody up."""
+"""Daemon threads for work that must not hold up its caller."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class DaemonThreadPool:
     """Daemon threads, started as calls come, at most *size*; each ends when nothing is left to do.
 
-    An API that never answers holds neither who waits here for longer than it wants, nor the process at its exit.
+    An API that never answers can hold neither a caller beyond its timeout, nor the process at its exit.
     After a fork, the child's pool is empty.
     """
 
@@ -84,7 +84,7 @@ class DaemonThreadPool:
             raise
 
     def _next(self) -> Callable[[], object] | None:
-        """The next call; ``None`` where there is none, and one who works less."""
+        """The next call; ``None`` if there is none: the thread exits then."""
         with self._changed:
             if self._todo:
                 return self._todo.popleft()

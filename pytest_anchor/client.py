@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from _thread import get_ident
+from _thread import _local, get_ident
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,22 @@ class _Connection:
             self._socket.detach()
 
 
+class _Presence:
+    """Tells that a thread lives: it is kept in the thread's own storage, and goes with it.
+
+    ``sys._current_frames`` would tell the same, but may deadlock a process that starts threads meanwhile: before
+    CPython 3.12 a garbage collection in it lets other threads run while it holds the interpreter's list of threads.
+    """
+
+    def __init__(self, threads: set[int]) -> None:
+        self._threads = threads
+        self._thread = get_ident()
+        threads.add(self._thread)
+
+    def __del__(self) -> None:
+        self._threads.discard(self._thread)
+
+
 class Client:
     """Asks the run's broker, and starts it where there is none. Safe to use from several threads, and after a fork.
 
@@ -138,7 +154,8 @@ class Client:
     def _forget(self) -> None:
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
-        self._threads: set[int] = set()  # that have asked for something
+        self._threads: set[int] = set()  # those alive that have asked for something
+        self._thread = _local()
         self._main_thread = get_ident()
 
     def forget_parents(self) -> None:
@@ -150,8 +167,7 @@ class Client:
     @property
     def is_self_blocked(self) -> bool:
         """Whether no session of this process can be ended while the calling thread waits."""
-        alive = {get_ident(), *self._threads.intersection(System.frames())}
-        return alive == {self._main_thread}
+        return {get_ident(), *self._threads} == {self._main_thread}
 
     @property
     def pid(self) -> int:
@@ -204,7 +220,8 @@ class Client:
             raise AnchorError(f"no session was created for {arguments.get('test', '?')}: the run is over")
         patience = timeout + (SLACK if slack is None else slack)
         message = System.encode({"verb": verb, "timeout": timeout, **arguments})
-        self._threads.add(get_ident())
+        if not hasattr(self._thread, "presence"):
+            self._thread.presence = _Presence(self._threads)
         self.used = True
         for _ in range(ATTEMPTS):
             connection = self._take(min(START_TIMEOUT, patience))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class StartError(Exception):
-    """The helper did not start; the message is what it said, if anything."""
+    """The helper did not start; the message is what it printed, if anything."""
 
 
 def spawn_helper(arguments: Sequence[str], secret: str, log: Path, *, timeout: float) -> str:

@@ -3,9 +3,9 @@
 AnchorError
 ├── AnchorConfigError          a setting is missing or bad; nothing was sent
 ├── AnchorRegistryError        the record on disk cannot be kept
-├── AnchorLimitError           what the plan allows was waited for too long; nothing was created
-└── AnchorAPIError             the API said no, said nonsense, or said nothing
-    └── AnchorLostCreateError  a creation whose outcome nobody knows
+├── AnchorLimitError           the wait for the plan's limits took too long; nothing was created
+└── AnchorAPIError             the API refused, answered nonsense, or did not answer
+    └── AnchorLostCreateError  a creation whose outcome is not known
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class AnchorLimitError(AnchorError):
 
 
 class Limit(NamedTuple):
-    """What an answer of 429 tells of the limit that was met; ``None`` for what it does not tell."""
+    """The limit that an answer of 429 describes; ``None`` for what it leaves out."""
 
     retry_after: float | None  # seconds
     quota: int | None  # requests that are allowed in each window
@@ -78,7 +78,7 @@ class AnchorAPIError(AnchorError):
     :param message: the API's words, or what happened to the connection.
     :param remedy: what the reader can do about it.
     :param tries: how often it was asked, from 1; 0 where the API had asked all to wait, and nothing was sent.
-    :param limit: what a 429 tells; it is not part of :meth:`fields`, and lost in pickling.
+    :param limit: the limit that a 429 describes; it is not part of :meth:`fields`, and lost in pickling.
     """
 
     def __init__(
@@ -108,17 +108,17 @@ class AnchorAPIError(AnchorError):
     @property
     def reason(self) -> str:
         """Status, code, the API's words and the number of tries, in one phrase."""
-        said = f"“{self.message}”" if self.status is not None and self.message else self.message
+        words = f"“{self.message}”" if self.status is not None and self.message else self.message
         head = [] if self.status is None else [f"HTTP {self.status}"]
         if self.code and self.code != str(self.status):
             head.append(f"code {self.code}")
-        text = ": ".join(part for part in (" ".join(head), said) if part) or "no answer"
+        text = ": ".join(part for part in (" ".join(head), words) if part) or "no answer"
         return f"{text} (tried {self.tries} times)" if self.tries > 1 else text
 
     @property
     def is_transient(self) -> bool:
         """Whether the same request may fare better: no usable answer came, or one that the API takes back soon."""
-        return self.status is None or self.status in (408, 429) or self.status >= 500
+        return self.status is None or is_transient_status(self.status)
 
     def fields(self) -> dict[str, Any]:
         """All but *what* was asked for, as plain built-ins."""
@@ -130,10 +130,15 @@ class AnchorAPIError(AnchorError):
 
 
 class AnchorLostCreateError(AnchorAPIError):
-    """A creation without a usable answer: a session may exist whose id nobody knows.
+    """A creation without a usable answer: a session may exist whose id is not known.
 
     The run looks for it by its tag and ends it.
     """
+
+
+def is_transient_status(status: int) -> bool:
+    """Whether the same request may fare better after an answer with this HTTP status."""
+    return status in (408, 429) or (status >= 500 and status != 501)
 
 
 def fields_of(error: Exception) -> dict[str, Any]:

@@ -83,7 +83,6 @@ class System:
             """A socket of this machine's only."""
             return cls.socket(AF_UNIX, SOCK_STREAM)
 
-    frames = sys._current_frames
     encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
     decode = json.JSONDecoder().decode
 

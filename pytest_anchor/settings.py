@@ -18,6 +18,8 @@ KEY_VARIABLES = ("ANCHORBROWSER_API_KEY", "ANCHOR_API_KEY")
 BASE_URL_VARIABLE = "ANCHORBROWSER_BASE_URL"
 CHROMIUM_VARIABLE = "PYTEST_ANCHOR_CHROMIUM"
 REGISTRY_NAME = ".pytest_anchor"
+SWEEP_TIMEOUT = 60  # seconds
+SWEEP_AT_ONCE = 16  # sessions that a sweep ends at the same time
 KEYWORDS = ("session", "browser", "integrations", "identities")  # of a creation, as in POST /v1/sessions
 MAX_RUN_ID = 100  # characters
 MAX_OWNER = 60  # characters
@@ -37,7 +39,7 @@ _CI = {
 
 
 class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which every run with this plugin would pay
-    """What one process of a run was told.
+    """The settings of one process of a run; :mod:`.plugin.options` has the defaults.
 
     :param run_id: names the run in the sessions' tags.
     :param folder: where the run keeps its journal; made when the first session is asked for.
@@ -49,16 +51,16 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     :param on_leak: ``fail`` or ``warn``.
     :param sweep_timeout: seconds that the final sweep may take.
     :param reaper: whether a process watches the run and sweeps if it is killed.
-    :param own_registry: whether this is a worker that keeps its own, as it sees another disk than the controller.
     :param sweep_at_once: sessions that it ends at the same time.
-    :param create_timeout: seconds that a creation may wait for what the plan allows.
-    :param max_sessions: sessions at once over all that share the registry; ``None`` as the plan says, 0 for no cap.
+    :param create_timeout: seconds that a creation may wait for the plan's limits.
+    :param create_retries: how often a creation that met a transient failure is tried again.
+    :param max_sessions: sessions at once in all runs of the registry; ``None`` for the plan's number, 0 for no cap.
     :param prefetch: sessions that a process creates ahead, at most.
     :param end_in_background: whether a teardown leaves its sessions' end to the background.
-    :param create_retries: how often a creation that met a transient failure is tried again.
+    :param forward: ``auto``, ``on`` or ``off``; see :attr:`forwarded_hosts`.
+    :param forward_hosts: the names by which sessions' browsers reach the test machine, with commas between them.
+    :param own_registry: whether this is a worker that keeps its own, as it sees another disk than the controller.
     :param socket_folder: where the run's processes on this machine find its broker.
-    :param forward_hosts: the names by which sessions' browsers reach the test machine, with commas between them;
-        ``""`` where nothing is forwarded.
     :param main_pid: the process that the run is over with, 0 where it is on another machine.
     """
 
@@ -72,20 +74,27 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     on_leak: str
     sweep_timeout: float
     reaper: bool
+    sweep_at_once: int
+    create_timeout: float
+    create_retries: int
+    max_sessions: int | None
+    prefetch: int
+    end_in_background: bool
+    forward: str
+    forward_hosts: str
     own_registry: bool = False
-    sweep_at_once: int = 16
-    create_timeout: float = 300.0
-    max_sessions: int | None = None
-    prefetch: int = 0
-    end_in_background: bool = False
-    create_retries: int = 2
     socket_folder: str = ""
     main_pid: int = 0
-    forward_hosts: str = ""
 
     def __repr__(self) -> str:
         shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name != "api_key")
         return f"Settings({', '.join(shown)})"
+
+    @property
+    def forwarded_hosts(self) -> list[str]:
+        """The names by which sessions' browsers reach the test machine, none where nothing is forwarded."""
+        is_here = self.local or _is_local_url(self.base_url)
+        return [] if self.forward == "off" or (self.forward == "auto" and is_here) else self.forward_hosts.split(",")
 
     def for_worker(self, owner: str, *, shares_disk: bool = True) -> dict[str, Any]:
         """The same settings for a worker, as plain built-ins.
@@ -194,7 +203,7 @@ def check_key(key: str | None) -> str:
 def check_base_url(value: str) -> str:
     """Return *value* without its trailing slash if the key may be sent there.
 
-    :raises AnchorConfigError: it is no http(s) URL, or plain http to another machine.
+    :raises AnchorConfigError: it is not an http(s) URL, or plain http to another machine.
     """
     if value == DEFAULT_BASE_URL:
         return value
@@ -214,7 +223,7 @@ def check_base_url(value: str) -> str:
         or " " in value
     ):
         raise AnchorConfigError(
-            f"the base URL {shown!r} is no http:// or https:// URL; the default is {DEFAULT_BASE_URL}"
+            f"the base URL {shown!r} is not an http:// or https:// URL; the default is {DEFAULT_BASE_URL}"
         )
     if parts.username is not None or "?" in value or "#" in value:
         raise AnchorConfigError(f"the base URL for {host!r} may have a path, but no user, query or fragment")
@@ -250,7 +259,7 @@ def check_hosts(name: str, value: str) -> str:
     return ",".join(hosts)
 
 
-def is_local_url(url: str) -> bool:
+def _is_local_url(url: str) -> bool:
     """Whether a base URL is on this machine."""
     from urllib.parse import urlsplit
 

@@ -25,7 +25,7 @@ def run_tag(run_id: str) -> str:
 
 
 def new_nonce(invocation: str) -> str:
-    """A fresh name for one creation, which tells the invocation that it belongs to.
+    """A fresh name for one creation, which begins with the name of its invocation.
 
     A run id may be shared by the shards of a CI job; the invocation is not.
     """

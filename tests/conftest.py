@@ -16,14 +16,16 @@ from fault_server import KEY, FaultServer
 from processes import forget_the_machine
 from real_runs import processes_in
 from real_runs import until as wait_until
+from settings_for import settings_for
 
-from pytest_anchor import api as api_module
 from pytest_anchor import settings as settings_module
 from pytest_anchor.api import AnchorAPI
+from pytest_anchor.api import caller as caller_module
 from pytest_anchor.broker.owner import Owner
 from pytest_anchor.broker.processes import Process
 from pytest_anchor.broker.server import Server
 from pytest_anchor.client import Client
+from pytest_anchor.errors import AnchorError
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.settings import Settings
 
@@ -62,8 +64,8 @@ def server() -> Iterator[FaultServer]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries as ever, without the waiting."""
-    monkeypatch.setattr(api_module, "_RETRY", api_module._RETRY.new(backoff_factor=0.001, backoff_jitter=0.0))
-    monkeypatch.setattr(api_module, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(caller_module, "BACKOFF", 0.001)
+    monkeypatch.setattr(caller_module, "FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -81,15 +83,11 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 @pytest.fixture
 def settings(server: FaultServer, tmp_path: Path) -> Settings:
-    return Settings(
+    return settings_for(
+        tmp_path / "registry" / "inv",
         run_id="r1",
-        folder=tmp_path / "registry" / "inv",
-        owner="main",
         base_url=server.url,
         api_key=KEY,
-        local=False,
-        chromium="",
-        on_leak="fail",
         sweep_timeout=5.0,
         reaper=False,
         max_sessions=0,
@@ -141,7 +139,8 @@ def serve(quick: None) -> Iterator[Callable[[Settings], Client]]:
     yield serve
     for client, listener, thread in served:
         if thread.is_alive() and not client.is_connected:
-            client.request("recover", timeout=5)  # whatever: it takes a part in the run that it can leave
+            with suppress(AnchorError):  # whatever: it takes a part in the run that it can leave, if it has not yet
+                client.request("recover", timeout=5)
         client.leave()
         thread.join(30)
         assert not thread.is_alive()

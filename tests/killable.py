@@ -7,7 +7,7 @@ import time
 from processes import is_alive, status
 from real_runs import until
 
-from pytest_anchor.broker.broker import REAPER_LOG
+from pytest_anchor.broker.reaper import REAPER_LOG
 from pytest_anchor.registry.journal import Run
 
 PROCESS = """

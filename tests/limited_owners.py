@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pytest_anchor.budget.limits import Admission, Limits
+from pytest_anchor.budget.admission import Admission, Limits
+from pytest_anchor.budget.file_store import FileStore
+from pytest_anchor.budget.holders import SlotHolders
 from pytest_anchor.registry.journal import Run
 
 BUSY = 10.0  # seconds by which a machine with much to do may be late
@@ -27,16 +29,8 @@ class Registry:
             self.runs[run] = Run(self.folder / run)
             self.runs[run].join()
         folder = self.runs[run].folder
-        return Limits(
-            self.folder,
-            folder,
-            name,
-            account="a",
-            base_url="http://b",
-            cap=cap,
-            timeout=timeout,
-            lives=lambda owner: (run, owner) not in self.dead,
-        )
+        holders = SlotHolders(folder, name, "http://b", lambda owner: (run, owner) not in self.dead)
+        return Limits(FileStore(self.folder, "a", run, name), holders, cap=cap, timeout=timeout)
 
     @property
     def file(self) -> Path:
@@ -60,12 +54,12 @@ def begin(
     *,
     self_blocked: bool = False,
     test: str = "t.py::x",
-    meanwhile: Callable[..., None] = lambda **_: None,
-    tell: Callable[[str], None] = lambda _text: None,
+    between_polls: Callable[..., None] = lambda **_: None,
+    report_wait: Callable[[str], None] = lambda _text: None,
 ) -> Admission:
-    waiting = limits.admission(test, tell)
-    waiting.begin(nonce, self_blocked=self_blocked, meanwhile=meanwhile)
-    return waiting
+    admission = limits.admission(test, report_wait)
+    admission.wait(nonce, self_blocked=self_blocked, between_polls=between_polls)
+    return admission
 
 
 def wait_for(condition: Callable[[], object]) -> None:

@@ -18,11 +18,12 @@ from unittest.mock import patch
 import processes
 import pytest
 from fault_server import KEY, FaultServer
+from forked import ForkedPytest
 from processes import PATIENCE
 
-from pytest_anchor.registry.journal import Record, State
 from pytest_anchor.registry.journal import Run as Journal
 from pytest_anchor.registry.locks import BROKER_LOCK, is_held
+from pytest_anchor.registry.records import Record, State
 
 T = TypeVar("T")
 
@@ -143,15 +144,19 @@ class Suite:
         """Start pytest, as the first of a process group of its own."""
         xdist = ["-p", "xdist", "-n", str(workers)] if workers else []
         unwatched = [] if reaper else ["--anchor-reaper", "off"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-p", "pytest_anchor", "-W", "error", *unwatched, *xdist, *args],
-            cwd=self.folder,
-            env=environment(**self.server.env) if env is None else env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        arguments = ["-p", "pytest_anchor", "-W", "error", *unwatched, *xdist, *args]
+        if env is None and not any(name.startswith("COVERAGE_") for name in os.environ):
+            process = ForkedPytest(arguments, self.folder, environment(**self.server.env))
+        else:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pytest", *arguments],
+                cwd=self.folder,
+                env=env or environment(**self.server.env),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
         self.started.append(process)
         return process
 

@@ -2,7 +2,8 @@
 
 import time
 
-from pytest_anchor.cleanup.sweep import SweepObserver, SweepPolicy, sweep_run
+from pytest_anchor.cleanup.policy import SweepObserver, SweepPolicy
+from pytest_anchor.cleanup.sweep import SweepTarget, sweep_run
 
 
 class Observer(SweepObserver):
@@ -29,10 +30,14 @@ def everything(_record):
     return True
 
 
-def swept(api, run, timeout=5.0, observer=None, selects=everything, **policy):
+def swept(api, run, timeout=5.0, observer=None, is_included=everything, **policy):
     before = time.monotonic()
-    policy = SweepPolicy(**{"adopts": True, **policy})
-    problem = sweep_run(api, run, "r1", policy, timeout=timeout, observer=observer or SweepObserver(), selects=selects)
+    policy = SweepPolicy(**{"ends_unrecorded": True, **policy})
+    records = run.read().records.items()
+    nonces = None if is_included is everything else {nonce for nonce, record in records if is_included(record)}
+    problem = sweep_run(
+        SweepTarget(api, run, "r1", nonces), policy, timeout=timeout, observer=observer or SweepObserver()
+    )
     return problem, time.monotonic() - before
 
 

@@ -10,8 +10,9 @@ from api_calls import TAG, check_no_key, free_port, later
 from fault_server import KEY
 from records import NO_IDS
 
-from pytest_anchor import api as api_module
-from pytest_anchor.api import AnchorAPI, Created
+from pytest_anchor.api import AnchorAPI, Created, endpoints
+from pytest_anchor.api import caller as caller_module
+from pytest_anchor.api.caller import Caller
 from pytest_anchor.errors import AnchorAPIError, AnchorLostCreateError
 
 # creation
@@ -105,8 +106,8 @@ def test_without_a_usable_answer_a_creation_is_lost_and_not_asked_twice(server, 
 
 @pytest.mark.parametrize("fault", [fs.silent, fs.trickle(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n")])
 def test_an_answer_that_is_late_loses_a_creation_which_is_not_asked_twice(server, api, fault, monkeypatch, until):
-    monkeypatch.setattr(api_module, "CONNECT_TIMEOUT", 0.5)  # the deadline is the sum of both
-    monkeypatch.setattr(api_module, "CREATE_TIMEOUT", 0.5)
+    monkeypatch.setattr(caller_module, "CONNECT_TIMEOUT", 0.5)  # the deadline is the sum of both
+    monkeypatch.setattr(endpoints, "CREATE_TIMEOUT", 0.5)
     server.fail("POST", fault)
     with pytest.raises(AnchorLostCreateError, match="looks for it by its tag") as caught:
         api.create({})
@@ -129,10 +130,10 @@ def test_the_reason_of_a_lost_creation(server, api, content, message):
 
 
 def test_a_creation_may_take_longer_than_other_calls(server, api, monkeypatch):
-    monkeypatch.setitem(AnchorAPI._call.__kwdefaults__, "read", 0.05)
+    monkeypatch.setitem(Caller.call.__kwdefaults__, "read", 0.05)
     server.fail("POST", fs.slow(0.2))
     assert api.create({}).id in server.alive
-    assert api_module.CREATE_TIMEOUT == 120
+    assert endpoints.CREATE_TIMEOUT == 120
 
 
 def test_a_refused_connection_creates_nothing(quick):
@@ -151,7 +152,7 @@ def test_a_name_that_does_not_resolve_creates_nothing(quick):
 
 
 def test_a_connection_that_is_never_made_creates_nothing(quick, monkeypatch):
-    monkeypatch.setattr(api_module, "CONNECT_TIMEOUT", 0.1)
+    monkeypatch.setattr(caller_module, "CONNECT_TIMEOUT", 0.1)
     with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)

@@ -6,8 +6,9 @@ import pytest
 from api_calls import TAG, later
 from records import NO_IDS
 
-from pytest_anchor import api as api_module
-from pytest_anchor.api import AnchorAPI, Ended
+from pytest_anchor.api import Ended
+from pytest_anchor.api import caller as caller_module
+from pytest_anchor.api.caller import Caller
 from pytest_anchor.errors import AnchorAPIError
 
 # ids
@@ -16,7 +17,7 @@ from pytest_anchor.errors import AnchorAPIError
 @pytest.mark.parametrize("value", NO_IDS)
 def test_a_hostile_id_never_reaches_the_server(server, api, value):
     stranger = server.add("theirs")
-    with pytest.raises(AnchorAPIError, match="this is no session id, and was not sent") as caught:
+    with pytest.raises(AnchorAPIError, match="this is not a session id, and was not sent") as caught:
         api.end(value, TAG, deadline=later())
     assert str(caught.value).isprintable()
     assert server.requests == []
@@ -98,7 +99,7 @@ def test_the_tries_are_those_of_the_ending(server, api):
 def test_a_list_that_cannot_be_read_settles_nothing(server, api):
     server.fail("DELETE", fs.status(401))
     server.fail("GET", fs.body(b"<html>"))
-    with pytest.raises(AnchorAPIError, match="end session abc: HTTP 200: “not JSON: <html>”. This is no answer"):
+    with pytest.raises(AnchorAPIError, match="end session abc: HTTP 200: “not JSON: <html>”. This is not an answer"):
         api.end("abc", TAG, deadline=later())
 
 
@@ -126,8 +127,8 @@ def test_an_answer_that_does_not_come_is_not_waited_for(server, api, method, fau
 
 
 def test_calls_have_a_timeout_of_their_own(server, api, monkeypatch):
-    assert AnchorAPI._call.__kwdefaults__["read"] == api_module.CALL_TIMEOUT == 15
-    monkeypatch.setitem(AnchorAPI._call.__kwdefaults__, "read", 0.1)
+    assert Caller.call.__kwdefaults__["read"] == caller_module.CALL_TIMEOUT == 15
+    monkeypatch.setitem(Caller.call.__kwdefaults__, "read", 0.1)
     server.fail_always("DELETE", fs.silent)
     with pytest.raises(AnchorAPIError, match="no answer in time .tried 4 times.") as caught:
         api.end(server.add(TAG), TAG, deadline=later(30))

@@ -15,8 +15,7 @@ import pytest
 from api_calls import TAG, check_no_key, frames, free_port, later
 from fault_server import KEY, FaultServer
 
-from pytest_anchor import api as api_module
-from pytest_anchor.api import AnchorAPI
+from pytest_anchor.api import AnchorAPI, endpoints
 from pytest_anchor.errors import AnchorAPIError, AnchorLostCreateError
 
 # the key
@@ -127,13 +126,13 @@ def test_cookies_are_not_kept(server, api):
 def test_the_key_is_in_no_repr(api, server):
     assert KEY not in repr(api)
     assert server.url in repr(api)
-    assert KEY not in repr(api._auth)
-    assert KEY not in repr(vars(api._here().session))
+    assert KEY not in repr(api._caller.session.auth)
+    assert KEY not in repr(vars(api._caller.session))
 
 
 @pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
 def test_the_key_is_in_no_error(server, api, method, monkeypatch):
-    monkeypatch.setattr(api_module, "CREATE_TIMEOUT", 0.2)
+    monkeypatch.setattr(endpoints, "CREATE_TIMEOUT", 0.2)
     calls = {
         "POST": lambda: api.create({}),
         "GET": lambda: api.sessions_with_tag(TAG, deadline=later()),

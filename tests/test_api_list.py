@@ -129,7 +129,7 @@ def test_a_list_with_another_status_is_an_error(server, api):
         (403, "cost limit"),
         (404, "--anchor-base-url"),
         (429, "fewer workers"),
-        (418, "no answer of Anchor's API"),
+        (418, "not an answer of Anchor's API"),
         (500, "at the API's side"),
         (503, "at the API's side"),
     ],

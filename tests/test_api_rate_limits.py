@@ -6,7 +6,8 @@ import pytest
 from api_calls import TAG, later, when
 from fault_server import KEY
 
-from pytest_anchor.api import AnchorAPI, limit_told
+from pytest_anchor.api import AnchorAPI
+from pytest_anchor.api.headers import parse_limit
 from pytest_anchor.errors import AnchorAPIError, Limit
 
 DAY = "Thu, 01 Jan 2026 12:00:00 GMT"
@@ -48,12 +49,12 @@ DAY = "Thu, 01 Jan 2026 12:00:00 GMT"
     ],
 )
 def test_retry_after(value, seconds):
-    assert limit_told({"Retry-After": value, "Date": DAY}) == Limit(seconds, None, None)
+    assert parse_limit({"Retry-After": value, "Date": DAY}) == Limit(seconds, None, None)
 
 
 @pytest.mark.parametrize("date", [None, "", "now", "Thu, 99 Jan 2026 12:00:00 GMT"])
 def test_without_the_answers_date_this_machines_clock_tells(date):
-    told = limit_told({"Retry-After": when(10)} | ({} if date is None else {"Date": date}))
+    told = parse_limit({"Retry-After": when(10)} | ({} if date is None else {"Date": date}))
     assert told.retry_after == pytest.approx(10, abs=5)
 
 
@@ -98,7 +99,7 @@ def test_without_the_answers_date_this_machines_clock_tells(date):
 )
 def test_a_policy(header, policy):
     before = time.monotonic()
-    assert limit_told({"RateLimit-Policy": header}) == Limit(None, *policy)
+    assert parse_limit({"RateLimit-Policy": header}) == Limit(None, *policy)
     assert time.monotonic() - before < 2
 
 
@@ -125,7 +126,7 @@ def test_no_header_raises():
     ]
     for _ in range(3000):
         text = "".join(dice.choices(parts, k=dice.randrange(12)))
-        told = limit_told({"Retry-After": text, "RateLimit-Policy": text, "Date": text})
+        told = parse_limit({"Retry-After": text, "RateLimit-Policy": text, "Date": text})
         assert told.retry_after is None or 0 <= told.retry_after <= 3600
         assert (told.quota is None) == (told.window is None)
 

@@ -9,14 +9,15 @@ import pytest
 from api_calls import TAG, frames, later, when
 from fault_server import KEY
 
-from pytest_anchor import api as api_module
 from pytest_anchor.api import AnchorAPI, Ended
+from pytest_anchor.api import caller as caller_module
+from pytest_anchor.api.caller import Call
 from pytest_anchor.errors import AnchorAPIError, Limit
 
 # retries
 
 
-@pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
+@pytest.mark.parametrize("code", [408, 429, 500, 502, 503, 504, 520])
 def test_passing_trouble_is_asked_again(server, api, code):
     session_id = server.add()
     server.fail("DELETE", *[fs.status(code)] * 3)
@@ -34,6 +35,13 @@ def test_resets_are_asked_again(server, api):
     api.end(session_id, TAG, deadline=later())
     api.sessions_with_tag(TAG, deadline=later())
     assert (server.count("DELETE"), server.count("GET")) == (4, 4)
+
+
+def test_an_answer_that_is_cut_off_is_asked_for_again(server, api):
+    session_id = server.add(TAG)
+    server.fail("GET", *[fs.lost_truncated] * 3)
+    assert [one.id for one in api.sessions_with_tag(TAG, deadline=later())] == [session_id]
+    assert server.count("GET") == 4
 
 
 @pytest.mark.parametrize("fault", [fs.status(500, "still broken"), fs.reset], ids=["500", "reset"])
@@ -78,8 +86,8 @@ def test_lasting_trouble_is_not_asked_again(server, api, code):
     ids=["seconds", "digits", "date", "9999"],
 )
 def test_retry_after_is_waited_for_but_not_for_ever(server, api, code, value, monkeypatch):
-    monkeypatch.setattr(api_module, "MAX_RETRY_AFTER", 0.15)
-    monkeypatch.setattr(api_module, "FIRST_PAUSE", 0.15)  # what a 429 asks for in vain
+    monkeypatch.setattr(caller_module, "MAX_RETRY_AFTER", 0.15)
+    monkeypatch.setattr(caller_module, "FIRST_PAUSE", 0.15)  # what a 429 asks for in vain
     server.fail("DELETE", fs.status(code, Retry_After=value()))
     before = time.monotonic()
     api.end(server.add(), TAG, deadline=later())
@@ -168,9 +176,9 @@ def test_those_who_waited_do_not_begin_at_the_same_moment(server, api, monkeypat
     waits = set()
     for _ in range(100):
         slept.clear()
-        api._here().pause.until = 7.0
-        api._wait("x", api_module._Call(60.0, lambda _: None))
-        assert 7.0 <= slept[0] <= 7.0 + api_module.WAKE_JITTER == 7.1
+        api._caller.pause.until = 7.0
+        api._caller.pause.wait(Call("x", 60.0))
+        assert 7.0 <= slept[0] <= 7.0 + caller_module.WAKE_JITTER == 7.1
         assert len(slept) == 1
         waits.add(round(slept[0], 2))
     assert len(waits) > 5
@@ -178,13 +186,13 @@ def test_those_who_waited_do_not_begin_at_the_same_moment(server, api, monkeypat
 
 def test_each_429_of_a_call_makes_the_pause_longer():
     for _ in range(100):
-        call = api_module._Call(60.0, lambda _: None)
+        call = Call("x", 60.0)
         pauses = [call.pause_after(Limit(None, None, None)) for _ in range(12)]
         for n, pause in enumerate(pauses):
             assert min(0.25 * 2**n, 30) <= pause <= min(0.375 * 2**n, 30)
-        assert api_module._Call(60.0, lambda _: None).pause_after(Limit(3.0, None, None)) == 3.0
-        assert api_module._Call(60.0, lambda _: None).pause_after(Limit(31.0, None, None)) == 30.0
-        assert api_module._Call(60.0, lambda _: None).pause_after(Limit(0.0, None, None)) >= 0.25
+        assert Call("x", 60.0).pause_after(Limit(3.0, None, None)) == 3.0
+        assert Call("x", 60.0).pause_after(Limit(31.0, None, None)) == 30.0
+        assert Call("x", 60.0).pause_after(Limit(0.0, None, None)) >= 0.25
 
 
 def test_a_later_429_does_not_shorten_the_pause(server, api):
@@ -192,7 +200,7 @@ def test_a_later_429_does_not_shorten_the_pause(server, api):
     for _ in range(2):
         with pytest.raises(AnchorAPIError):
             api.sessions_with_tag(TAG, deadline=later(0.3))
-    api._here().pause.extend(0.1)
+    api._caller.pause.extend(0.1)
     assert api.quiet_until - time.monotonic() > 10
 
 
@@ -214,7 +222,7 @@ def test_where_the_pause_is_longer_than_the_deadline_nothing_is_sent(server, api
 
 def test_a_session_that_is_not_known_while_the_api_asks_to_wait_is_not_settled(server, api):
     def refuse(_handler, _act):
-        api._here().pause.extend(30)  # another thread met a 429
+        api._caller.pause.extend(30)  # another thread met a 429
         return fs.error(401)
 
     server.fail("DELETE", refuse)
@@ -239,7 +247,7 @@ def test_the_read_that_settles_an_end_waits_as_well(server, api):
 
 def test_other_retries_keep_the_pause(server, api):
     def broken(_handler, _act):
-        api._here().pause.extend(0.8)  # another thread met a 429
+        api._caller.pause.extend(0.8)  # another thread met a 429
         return fs.error(500)
 
     server.fail("DELETE", broken)
@@ -263,13 +271,13 @@ def test_a_creations_429_is_the_callers(server, api):
     with pytest.raises(AnchorAPIError):
         api.create({})
     assert api.quiet_until == 0
-    api._here().pause.extend(30)
+    api._caller.pause.extend(30)
     api.create({})
     assert server.count("POST") == 2
 
 
 def test_ctrl_c_gets_through_a_pause(server, api):
-    api._here().pause.extend(20)
+    api._caller.pause.extend(20)
     timer = threading.Timer(0.2, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
     before = time.monotonic()
     timer.start()
@@ -291,13 +299,13 @@ def test_the_key_is_in_no_frame_after_a_429_that_repeats_it(server, api):
 
 
 def test_a_forked_child_keeps_the_pause(server, api):
-    api._here().pause.extend(30)
-    with api._here().pause._lock:  # as another thread might hold it
+    api._caller.pause.extend(30)
+    with api._caller.pause._lock:  # as another thread might hold it
         child = os.fork()
         if child == 0:
             status = 1
             try:
-                api._here().pause.extend(1)
+                api._caller.pause.extend(1)
                 api.sessions_with_tag(TAG, deadline=later(2))
             except AnchorAPIError:
                 status = 0

@@ -15,7 +15,7 @@ from killable import PROCESS, Process, kill_broker, log, states
 from processes import children, is_alive, script, status
 from real_runs import Suite, processes_in, until
 
-from pytest_anchor.broker.broker import REAPER_LOG
+from pytest_anchor.broker.reaper import REAPER_LOG
 from pytest_anchor.cleanup.recovery import recover_all
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.registry.locks import BROKER_LOCK, REAPER_LOCK, is_held, is_live, process_names

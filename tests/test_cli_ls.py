@@ -125,7 +125,7 @@ def test_a_record_that_cannot_be_read_hides_no_other(server, api, registry, dead
     assert main(command) == 1
     out, err = capsys.readouterr()
     assert session_id in out if command == ["ls"] else session_id not in server.alive
-    assert "is no file" in err
+    assert "is not a file" in err
 
 
 def test_nothing_from_a_record_reaches_the_terminal_raw(api, dead, capsys):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from fault_server import KEY, FaultServer
-from processes import children, status
+from processes import children, read_line, status
 from real_brokers import broker, factory, generations, run_script, states
 from real_runs import until
 
@@ -31,7 +31,7 @@ from pytest_anchor.settings import Settings
 
 
 def test_the_first_request_starts_a_broker_and_all_others_join(server: FaultServer, make_client, run_settings):
-    one, other = make_client(), make_client(owner="gw1")
+    one, other, before = make_client(), make_client(owner="gw1"), children(os.getpid())
     assert not one.is_active
     assert not one.used
     sessions = [factory(client)() for client in (one, other)]
@@ -41,7 +41,7 @@ def test_the_first_request_starts_a_broker_and_all_others_join(server: FaultServ
     assert [record.owner for record in Run(run_settings.folder).read().records.values()] == ["main", "gw1"]
     broker(run_settings)
     assert generations(run_settings) == ["0"]
-    assert not children(os.getpid()), "a child that the test does not know"
+    assert children(os.getpid()) == before, "a child that the test does not know"
 
 
 def test_a_broker_that_was_started_ahead_is_the_one_that_is_asked(server: FaultServer, make_client, run_settings):
@@ -416,6 +416,34 @@ def test_a_process_is_self_blocked_while_only_its_main_thread_asks(client):
     thread.join()
     assert client.is_self_blocked
     assert len(threading.enumerate()) > 1, "a thread that asks for nothing does not count"
+
+
+def test_it_is_told_while_threads_start_and_garbage_is_collected(server: FaultServer, run_settings):
+    """What asks the interpreter for its threads may wait for ever for one that starts at that moment."""
+    code = """
+import gc, threading, time
+create()
+going_on = True
+
+def start_threads():
+    while going_on:
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+
+starter = threading.Thread(target=start_threads)
+starter.start()
+gc.callbacks.append(lambda *_: time.sleep(0))
+gc.set_threshold(1)
+blocked = {client.is_self_blocked for _ in range(200)}
+gc.set_threshold(0)
+going_on = False
+starter.join()
+client.leave()
+print(blocked, flush=True)
+"""
+    with run_script(run_settings, code) as process:
+        assert read_line(process) == "{True}\n"
 
 
 LOOP: list[object] = []

@@ -393,7 +393,7 @@ def test_the_registry_option(run: Runner, pytester: pytest.Pytester, server: Fau
         (["--anchor-sweep-timeout=soon"], "--anchor-sweep-timeout takes a number of seconds above 0, not 'soon'"),
         (["--anchor-sweep-timeout=-1"], "not '-1'"),
         (["--anchor-sweep-timeout=nan"], "not 'nan'"),
-        (["--anchor-base-url=ftp://x"], "the base URL 'ftp://x' is no http:// or https:// URL"),
+        (["--anchor-base-url=ftp://x"], "the base URL 'ftp://x' is not an http:// or https:// URL"),
         (["--anchor-base-url=http://example.com"], "would send the API key in the clear"),
         (["-o", "anchor_base_url=http://example.com"], "would send the API key in the clear"),
         (["--anchor-base-url=https://user:secret@example.com"], "no user, query or fragment"),

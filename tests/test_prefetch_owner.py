@@ -12,7 +12,8 @@ from pytest_anchor.broker import owner as owner_module
 from pytest_anchor.broker.owner import Owner, Request
 from pytest_anchor.configuration import Wanted
 from pytest_anchor.errors import AnchorLimitError
-from pytest_anchor.registry.journal import Record, Run
+from pytest_anchor.registry.journal import Run
+from pytest_anchor.registry.records import Record
 from pytest_anchor.session import AnchorSessionFactory
 
 BUSY = 10.0  # seconds by which a machine with much to do may be late

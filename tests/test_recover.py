@@ -19,8 +19,9 @@ from pytest_anchor.api import AnchorAPI
 from pytest_anchor.broker.owner import Owner, Request
 from pytest_anchor.cleanup.recovery import RECOVERY, RecoveryObserver, is_dead, recover, recover_all, runs
 from pytest_anchor.errors import AnchorRegistryError
-from pytest_anchor.registry.journal import Run, State
+from pytest_anchor.registry.journal import Run
 from pytest_anchor.registry.locks import JOURNAL, REAPER_LOCK, hold, note_process
+from pytest_anchor.registry.records import State
 from pytest_anchor.reporting.summary import Report
 
 HOUR, DAY = 3600.0, 86400.0

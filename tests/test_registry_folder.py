@@ -10,8 +10,10 @@ from processes import script
 from records import ERROR, INTENT, intend, journal, journal_line
 
 from pytest_anchor.errors import AnchorRegistryError
-from pytest_anchor.registry.journal import Record, Run, check_registry
+from pytest_anchor.registry.folders import check_registry
+from pytest_anchor.registry.journal import Run
 from pytest_anchor.registry.locks import JOURNAL
+from pytest_anchor.registry.records import Record
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change owners")
 
@@ -146,7 +148,7 @@ def put_somebody_elses_file(path):
     ("put", "why"),
     [
         (put_a_link, "Too many levels of symbolic links"),
-        (os.mkfifo, "its journal.jsonl is no file"),
+        (os.mkfifo, "its journal.jsonl is not a file"),
         (os.mkdir, "directory"),
         pytest.param(put_somebody_elses_file, "belongs to user 65534, not to 0", marks=root_only),
     ],

@@ -6,7 +6,8 @@ import pytest
 
 from pytest_anchor.cleanup.recovery import Recovery
 from pytest_anchor.errors import AnchorAPIError, AnchorRegistryError
-from pytest_anchor.registry.journal import Record, Run, State
+from pytest_anchor.registry.journal import Run
+from pytest_anchor.registry.records import Record, State, Wait
 from pytest_anchor.reporting.summary import SHOWN, Line, Report, ago, describe, end_command, span, teardown_section
 from pytest_anchor.settings import DEFAULT_BASE_URL
 
@@ -191,9 +192,12 @@ def test_creations_that_were_tried_again_are_counted():
 
 def test_what_was_waited_is_added_up():
     made = report(record("1", ended_by="test"))
-    made.state.waits = {"1": 1.5, "2": 2.25}
-    assert text(made)[1].startswith("2 creations waited 3.8 s")
-    made.state.waits = {"1": 0.0}
+    made.state.waits = {"1": Wait(1.5, 0.0), "2": Wait(2.25, 0.5)}
+    assert text(made)[1:] == [
+        "2 creations waited 3.8 s for the plan's rate limit",
+        "1 creation waited 0.5 s for a free browser slot",
+    ]
+    made.state.waits = {"1": Wait(0.0, 0.0)}
     assert len(text(made)) == 1
 
 

@@ -18,6 +18,7 @@ from raw_broker import ACK, CREATE, DEADLINE, Peer, Served
 from records import opened
 
 from pytest_anchor.broker import broker as broker_module
+from pytest_anchor.broker import reaper as reaper_module
 from pytest_anchor.broker import server as module
 from pytest_anchor.broker.processes import Process
 from pytest_anchor.registry.journal import Run
@@ -537,16 +538,16 @@ def test_a_process_that_dies_with_its_connection_open_leaves_nothing(server, ser
 @pytest.fixture
 def reaping(serve, monkeypatch):
     """A broker that reaps, without the pauses of hours to come."""
-    monkeypatch.setattr(broker_module, "LONG_PAUSES", (0.05,))
+    monkeypatch.setattr(reaper_module, "LONG_PAUSES", (0.05,))
     return serve(reaper=True)
 
 
 def reaper_log(served):
-    return (served.settings.folder / broker_module.REAPER_LOG).read_text()
+    return (served.settings.folder / reaper_module.REAPER_LOG).read_text()
 
 
 def test_the_reapers_budget_is_kept(server, reaping, monkeypatch):
-    monkeypatch.setattr(broker_module, "REAPER_BUDGET", 0.5)
+    monkeypatch.setattr(reaper_module, "REAPER_BUDGET", 0.5)
     session_id = reaping.connect().create()["id"]
     server.fail_always("DELETE", fs.status(500))
     before = time.monotonic()
@@ -564,7 +565,7 @@ def test_an_unexpected_error_of_the_reaper_is_in_its_log_and_it_leaves(server, r
         raise kind(f"with {KEY} in it")
 
     reaping.connect().create()
-    monkeypatch.setattr(broker_module, "sweep_run", fail)
+    monkeypatch.setattr(reaper_module, "sweep_run", fail)
     reaping.leave("main")
     reaping.thread.join(DEADLINE)
     assert not reaping.thread.is_alive()

@@ -243,11 +243,11 @@ from pytest_anchor.api import AnchorAPI
 from pytest_anchor.broker.owner import Owner, Request
 from pytest_anchor.errors import AnchorRegistryError
 from pytest_anchor.registry.journal import Run
-from pytest_anchor.settings import Settings
+from settings_for import settings_for
 url, folder, key, room = sys.argv[1:]
 run = Run(Path(folder))
 run.join()
-settings = Settings("r1", Path(folder), "main", url, key, False, "", "fail", 5.0, False)
+settings = settings_for(Path(folder), base_url=url, api_key=key)
 owner = Owner("main", settings, run, AnchorAPI(url, key), 0)
 session = owner.create({}, Request("t"))
 owner.end([session.record.nonce], ended_by="test", timeout=5)
@@ -263,7 +263,7 @@ except AnchorRegistryError:
     arguments = [server.url, str(tmp_path / "reg" / "inv"), KEY, str(room)]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        env={"PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}"},
         capture_output=True,
         text=True,
         timeout=30,

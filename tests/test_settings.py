@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from settings_for import settings_for
 
 from pytest_anchor import settings as settings_module
 from pytest_anchor.errors import AnchorConfigError
@@ -33,20 +34,12 @@ SECRET = "sk-SECRET-99"
 
 def some(**changes):
     values = {
-        "run_id": "r",
-        "folder": Path("/x/r"),
-        "owner": "main",
         "base_url": "https://api.example",
         "api_key": SECRET,
-        "local": False,
-        "chromium": "",
-        "on_leak": "fail",
-        "sweep_timeout": 60.0,
-        "reaper": True,
         "socket_folder": "/tmp/pytest-anchor-r",
         "main_pid": 7,
     }
-    return Settings(**{**values, **changes})
+    return settings_for(Path("/x/r"), **{**values, **changes})
 
 
 @pytest.mark.parametrize("name", ["a/b", "../x", "x" * 500, "gw é", "a\0b"])
@@ -263,7 +256,7 @@ def test_base_urls_that_may_be_used(value, kept):
     ],
 )
 def test_what_is_no_url_is_refused_in_a_printable_sentence(value):
-    with pytest.raises(AnchorConfigError, match="is no http:// or https:// URL; the default is") as caught:
+    with pytest.raises(AnchorConfigError, match="is not an http:// or https:// URL; the default is") as caught:
         check_base_url(value)
     assert str(caught.value).isprintable()
 

@@ -7,19 +7,14 @@ import fault_server as fs
 import pytest
 from fault_server import KEY
 from records import ERROR, intend, intend_with, lost, opened, tags
-from sweeps import Observer, everything, states, swept
+from sweeps import Observer, states, swept
 
 from pytest_anchor.api import AnchorAPI
-from pytest_anchor.cleanup import sweep
-from pytest_anchor.cleanup.sweep import (
-    SweepPolicy,
-    end_session,
-    end_sessions,
-    mark_all_ended,
-    mark_lost_refused,
-    reconcile_with_api,
-)
+from pytest_anchor.cleanup.ending import TOO_LATE, end_sessions
+from pytest_anchor.cleanup.policy import SweepPolicy
+from pytest_anchor.cleanup.sweep import SweepTarget, mark_all_ended, mark_lost_refused, reconcile_with_api
 from pytest_anchor.registry.journal import Run
+from pytest_anchor.settings import SWEEP_AT_ONCE
 from pytest_anchor.tags import TAG, new_tag, run_tag
 
 
@@ -69,9 +64,9 @@ def test_a_list_that_ignores_the_filter_ends_no_strangers(server, api, run):
 
 
 def test_ending_goes_on_in_parallel(server, api, run):
-    for n in range(sweep.AT_ONCE):
+    for n in range(SWEEP_AT_ONCE):
         opened(server, api, run, f"inv-{n}")
-    together = threading.Barrier(sweep.AT_ONCE)
+    together = threading.Barrier(SWEEP_AT_ONCE)
 
     def wait_for_all(_handler, act):
         together.wait(10)  # fails if any of them waits for another
@@ -80,7 +75,7 @@ def test_ending_goes_on_in_parallel(server, api, run):
     server.fail_always("DELETE", wait_for_all)
     assert swept(api, run, timeout=20)[0] is None
     assert server.alive == []
-    assert server.count("DELETE") == sweep.AT_ONCE
+    assert server.count("DELETE") == SWEEP_AT_ONCE
 
 
 def test_passing_trouble_is_outlasted(server, api, run):
@@ -212,7 +207,7 @@ def test_a_session_that_the_record_does_not_know_is_ended(server, api, run):
 def test_a_list_that_fails_is_the_problem_that_is_told(server, api, run):
     opened(server, api, run, "inv-1")
     server.fail_always("GET", fs.status(403))
-    problem = reconcile_with_api(api, run, "r1", SweepPolicy(), everything, deadline=time.monotonic() + 5)
+    problem = reconcile_with_api(SweepTarget(api, run, "r1"), SweepPolicy(), deadline=time.monotonic() + 5)
     assert problem.status == 403
     assert swept(api, run)[0].status == 403
     assert server.alive == []
@@ -229,7 +224,7 @@ def test_sessions_of_workers_elsewhere_are_found_by_the_runs_tag(server, api, ru
     server.add(*tags("inv-1"))
     assert swept(api, run)[0] is None
     assert (len(server.alive), server.requests) == (1, [])
-    assert swept(api, run, looks=True)[0] is None
+    assert swept(api, run, always_lists=True)[0] is None
     assert server.alive == []
     assert run.state.records["inv-1"].ended_by == "sweep"
 
@@ -241,7 +236,7 @@ def test_a_last_look_finds_what_the_api_made_twice(server, api, run):
     server.requests.clear()
     assert swept(api, run)[0] is None
     assert server.requests == []  # all that is on record is over
-    assert swept(api, run, looks=True, adopts=False)[0] is None
+    assert swept(api, run, always_lists=True, ends_unrecorded=False)[0] is None
     assert server.alive == []
     assert [record.id for record in run.state.records.values()][1] == twin
     assert server.requests[0][0] == "GET"
@@ -252,22 +247,22 @@ def test_a_last_look_that_finds_nothing_is_one_request(server, api, run):
     opened(server, api, run, "inv-1")
     assert swept(api, run)[0] is None
     server.requests.clear()
-    assert swept(api, run, looks=True)[0] is None
+    assert swept(api, run, always_lists=True)[0] is None
     assert server.requests == [("GET", "/v1/sessions/all/status")]
 
 
 def test_a_last_look_that_fails_is_the_problem_that_is_told(server, api, run):
     server.fail_always("GET", fs.status(403))
-    assert swept(api, run, looks=True)[0].status == 403
+    assert swept(api, run, always_lists=True)[0].status == 403
 
 
 def test_what_no_record_knows_is_left_to_who_adopts(server, api, run):
     lost(server, api, run, "inv-1")
     elsewhere = server.add(*tags("inv-2"))
-    assert swept(api, run, adopts=False)[0] is None
+    assert swept(api, run, ends_unrecorded=False)[0] is None
     assert server.alive == [elsewhere]
     assert list(run.state.records) == ["inv-1"]
-    assert swept(api, run, adopts=False, looks=True)[0] is None
+    assert swept(api, run, ends_unrecorded=False, always_lists=True)[0] is None
     assert server.alive == [elsewhere]
 
 
@@ -295,7 +290,7 @@ def test_past_the_deadline_the_caller_is_not_held(server, api, run):
     )
     assert time.monotonic() - before < 8
     assert len(failures) == 3
-    assert {error.message for error in failures.values()} <= {sweep._TOO_LATE, "no answer in time"}
+    assert {error.message for error in failures.values()} <= {TOO_LATE, "no answer in time"}
 
 
 def test_what_the_disk_does_not_take_is_known_in_memory(server, api, run):
@@ -308,13 +303,13 @@ def test_what_the_disk_does_not_take_is_known_in_memory(server, api, run):
     assert server.alive == []
 
 
-def test_one_is_ended_without_a_thread(server, api, run):
+def test_an_end_that_failed_can_be_tried_again(server, api, run):
     opened(server, api, run, "inv-1")
     record = run.read().records["inv-1"]
     server.fail("DELETE", fs.status(403))
-    deadline = time.monotonic() + 5
-    assert end_session(api, run, record, ended_by="test", deadline=deadline).status == 403
-    assert end_session(api, run, record, ended_by="test", deadline=deadline) is None
+    ending = {"policy": SweepPolicy("test"), "deadline": time.monotonic() + 5}
+    assert end_sessions(api, run, [record], **ending)["inv-1"].status == 403
+    assert end_sessions(api, run, [record], **ending) == {}
     assert (server.alive, record.state, states(run)) == ([], "ended", {"inv-1": "ended"})
 
 
@@ -348,11 +343,11 @@ def of_gw0(record):
 
 def test_a_sweep_of_some_sessions_ends_no_others(server, api, run):
     dead, mine = opened(server, api, run, "inv-1", owner="gw0"), opened(server, api, run, "inv-2")
-    assert swept(api, run, selects=of_gw0, adopts=False)[0] is None
+    assert swept(api, run, is_included=of_gw0, ends_unrecorded=False)[0] is None
     assert server.alive == [mine]
     assert run.read().records["inv-1"].ended_by == "sweep"
     assert server.requests == [("DELETE", f"/v1/sessions/{dead}")]  # its list would tell nothing
-    assert swept(api, run, selects=of_gw0, adopts=False)[0] is None
+    assert swept(api, run, is_included=of_gw0, ends_unrecorded=False)[0] is None
     assert len(server.requests) == 1
 
 
@@ -361,7 +356,7 @@ def test_what_a_dead_process_was_creating_is_found_and_what_a_living_one_is_crea
     intend(run, "inv-2")
     server.add(*tags("inv-1"))
     under_way, unknown = server.add(*tags("inv-2")), server.add(*tags("inv-3"))
-    assert swept(api, run, selects=of_gw0, adopts=False)[0] is None
+    assert swept(api, run, is_included=of_gw0, ends_unrecorded=False)[0] is None
     assert server.alive == [under_way, unknown]
     assert states(run) == {"inv-1": "ended", "inv-2": "pending"}
 

@@ -7,13 +7,9 @@ import pytest
 from records import lost, opened
 from sweeps import Observer, swept
 
-from pytest_anchor.cleanup import sweep
-from pytest_anchor.cleanup.sweep import (
-    SweepObserver,
-    SweepPolicy,
-    end_sessions,
-    per_session_deadlines,
-)
+from pytest_anchor.cleanup.ending import TOO_LATE, end_sessions, per_session_deadlines
+from pytest_anchor.cleanup.policy import SweepObserver, SweepPolicy
+from pytest_anchor.settings import SWEEP_AT_ONCE
 
 
 def test_those_that_hang_leave_time_for_the_others(server, api, run):
@@ -26,7 +22,7 @@ def test_those_that_hang_leave_time_for_the_others(server, api, run):
     assert set(server.alive) == set(hanging)
     left = [record for record in run.read().records.values() if record.open]
     assert {record.id for record in left} == set(hanging)
-    assert {record.error["message"] for record in left} <= {"no answer in time", sweep._TOO_LATE}
+    assert {record.error["message"] for record in left} <= {"no answer in time", TOO_LATE}
     assert all(record.error["tries"] for record in left)
 
 
@@ -127,7 +123,7 @@ def test_an_api_that_is_slow_for_all_gets_the_time_there_is(api, monkeypatch):
 
 def test_a_share_begins_after_the_pause_and_ends_in_time(api, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
-    api._here().pause.until = 104.0
+    api._caller.pause.until = 104.0
     assert per_session_deadlines(api, 1, 110.0, 16, again=True)() == 107.0
     assert per_session_deadlines(api, 99, 104.2, 16, again=True)() == 104.2
     assert per_session_deadlines(api, 1, 103.0, 16)() == 103.0
@@ -162,7 +158,7 @@ def test_connections_are_kept_alive(server, api, run):
         opened(server, api, run, f"inv-{n}")
     assert swept(api, run, timeout=60)[0] is None
     assert server.count("DELETE") == 80
-    assert server.connections <= sweep.AT_ONCE
+    assert server.connections <= SWEEP_AT_ONCE
 
 
 def test_so_are_many(server, api, run, caplog):
@@ -189,7 +185,7 @@ def test_while_the_api_asks_to_wait_nothing_is_sent(server, api, run):
     journal = run.folder / "journal.jsonl"
     size = len(journal.read_bytes().splitlines())
     problem, took = swept(api, run, timeout=4)
-    assert len(server.requests) <= sweep.AT_ONCE
+    assert len(server.requests) <= SWEEP_AT_ONCE
     assert problem.status == 429
     assert took < 3  # nothing can change any more
     left = run.read().records.values()
@@ -201,7 +197,7 @@ def test_what_is_not_sent_during_a_pause_is_written_down_once(server, api, run):
     for n in range(3):
         opened(server, api, run, f"inv-{n}")
     records = list(run.read().records.values())
-    api._here().pause.extend(30)
+    api._caller.pause.extend(30)
     journal = run.folder / "journal.jsonl"
     sizes = []
     for _ in range(3):
@@ -221,4 +217,4 @@ def test_after_the_pause_a_sweep_goes_on(server, api, run):
     times = [when for when, (method, _) in zip(server.times, server.requests, strict=True) if method == "DELETE"]
     gap = max(later - earlier for earlier, later in pairwise(times))
     assert gap >= 0.7
-    assert len(times) <= 40 + 2 * sweep.AT_ONCE
+    assert len(times) <= 40 + 2 * SWEEP_AT_ONCE

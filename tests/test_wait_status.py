@@ -15,7 +15,7 @@ from processes import CHECKOUT
 from pytest_anchor.broker import server as server_module
 from pytest_anchor.broker import waits as waits_module
 from pytest_anchor.broker.waits import Waits
-from pytest_anchor.budget import limits as limits_module
+from pytest_anchor.budget import admission
 from pytest_anchor.client import Client
 from pytest_anchor.errors import AnchorError
 from pytest_anchor.plugin.wait_status import WaitStatusReporter
@@ -134,7 +134,7 @@ class Watched:
 
 @pytest.fixture
 def watched(pytester: pytest.Pytester, serve, settings, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(limits_module, "REPORT_AFTER", 0.0)
+    monkeypatch.setattr(admission, "REPORT_AFTER", 0.0)
     config = pytester.parseconfigure("-p", "terminal")
     watched = Watched(config, serve(settings._replace(max_sessions=1, create_timeout=60.0)))
     yield watched
@@ -191,7 +191,7 @@ def test_nothing_watches_without_a_terminal(pytester: pytest.Pytester, settings)
 
 
 def test_a_process_is_told_once_in_a_while_what_its_creations_wait_for(server, serve, settings, monkeypatch):
-    monkeypatch.setattr(limits_module, "REPORT_AFTER", 0.0)
+    monkeypatch.setattr(admission, "REPORT_AFTER", 0.0)
     notes: list[str] = []
     client = serve(settings._replace(create_timeout=30.0))
     factory = AnchorSessionFactory(client, {}, lambda: "t.py::x", on_wait=notes.append)

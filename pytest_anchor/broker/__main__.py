@@ -36,12 +36,12 @@ def main() -> None:
     from .processes import Process
     from .server import Server
 
-    told = json.loads(line)
-    values = told["settings"]
+    start = json.loads(line)
+    values = start["settings"]
     settings = Settings(**{**values, "folder": Path(values["folder"])})
     listener = socket.socket(fileno=LISTENER)
     try:
-        Server(settings, listener, told["generation"]).serve(Process(settings.owner, told["pid"]))
+        Server(settings, listener, start["generation"]).serve(Process(settings.owner, start["pid"]))
     except BaseException:  # noqa: BLE001 - into its log; a process that lingers would hold the run's lock
         traceback.print_exc()
         os._exit(1)
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _close_inherited() -> None:
-    """Keep open what is this process's own only: whoever reads from a pipe of the run must see its end."""
+    """Keep open what is this process's own only: a process that reads from a pipe of the run must see its end."""
     names: list[str] = []
     with suppress(OSError):
         names = os.listdir("/dev/fd")

@@ -1,33 +1,27 @@
-"""What the broker of a run does: it knows whose sessions are whose, and what is to be done when a process is over."""
+"""The broker of a run: it keeps the sessions of each process, and ends what a process leaves behind."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..api import AnchorAPI
+from ..cleanup.policy import KILLED_GRACE, LONG_PAUSES, LOST_GRACE, SweepObserver, SweepPolicy
 from ..cleanup.recovery import recover_all
-from ..cleanup.sweep import (
-    KILLED_GRACE,
-    LONG_PAUSES,
-    LOST_GRACE,
-    SweepObserver,
-    SweepPolicy,
-    mark_all_ended,
-    mark_lost_refused,
-    sweep_run,
-)
+from ..cleanup.sweep import SweepTarget, mark_all_ended, mark_lost_refused, sweep_run
 from ..errors import AnchorAPIError, AnchorError, AnchorRegistryError, printable, redact
-from ..registry.journal import Record, Run, State
-from ..registry.locks import REAPER_LOCK, forget_process, hold, is_run, note_process, open_file, process_names
-from ..reporting.summary import Report, describe, title, why
+from ..registry.journal import Run
+from ..registry.locks import forget_process, is_run, note_process, process_names
+from ..registry.records import Record, State
+from ..reporting.summary import Report
 from ..settings import check_key
 from .forwarding import Forwarding
+from .observers import CrashSweep, LastSweep
 from .owner import Owner, Session
 from .processes import Process, Processes
+from .reaper import REAPER_LOG, Reaper
 from .waits import Waits
 
 if TYPE_CHECKING:
@@ -37,11 +31,9 @@ if TYPE_CHECKING:
     from ..settings import Settings
 
 PLAN_TIMEOUT = 5.0  # seconds for the one question after the plan's cap
-REAPER_BUDGET = 600.0  # seconds that the reaper goes on trying after the run's death
 RUN_LIMIT = 86_400.0  # seconds that a run takes at most
 RECOVERY_TIMEOUT = 5.0  # seconds that the end of a run waits for what earlier runs left
 OWNER_SWEEP_TIMEOUT = 20.0  # seconds that the end of a run waits for the sweeps of workers that are over
-REAPER_LOG = "reaper.log"
 
 
 class LeavingError(Exception):
@@ -58,7 +50,7 @@ class Broker:
         self.settings = settings
         self.waits = Waits()
         self.processes = Processes(self._process_is_gone)
-        self.forwarding = Forwarding(settings.forward_hosts.split(","), settings.folder)
+        self.forwarding = Forwarding(settings.forwarded_hosts, settings.folder)
         self._leave = leave
         self._lock = threading.RLock()
         self._sweeping = threading.RLock()  # the last sweep, or the reaper: one after the other
@@ -66,12 +58,12 @@ class Broker:
         self._api: AnchorAPI | None = None
         self._cap: int | None = settings.max_sessions
         self._owners: dict[Process, Owner] = {}
-        self._owner_sweeps: list[threading.Thread] = []
+        self._crash_sweeps: list[threading.Thread] = []
         self._recovery: threading.Thread | None = None
         self._recovered: list[Recovery] = []
         self._over = threading.Event()  # no session is created any more
         self._is_leaving = False
-        self._looked = False  # whether the API's list was read after that
+        self._has_listed = False  # whether the API's list was read after that
 
     # The processes of the run.
 
@@ -93,12 +85,12 @@ class Broker:
             return
         orphans: set[str] = set()
         for record in records:
-            process = next((one for one in self.processes.living if one.name == record.owner), None)
+            process = next((other for other in self.processes.living if other.name == record.owner), None)
             if record.open and process is not None:
                 self.owner(process).sessions[record.nonce] = Session(record, "", "", record.time)
             elif record.open or record.unresolved:
                 orphans.add(record.nonce)
-        self._sweep_beside(orphans, KILLED_GRACE)
+        self._start_crash_sweep(orphans, KILLED_GRACE)
 
     def add(self, process: Process) -> bool:
         """Take in that a process has connected.
@@ -116,7 +108,7 @@ class Broker:
             return True
 
     def remove(self, process: Process) -> None:
-        """Take in that a process has said goodbye: what one of its threads asks for afterwards is refused."""
+        """Remove a process that has left the run: what one of its threads asks for afterwards is refused."""
         if self.processes.remove(process):
             self._process_is_gone(process)
 
@@ -130,7 +122,7 @@ class Broker:
         if not self.processes.living:
             threading.Thread(target=self._end_run, name="end-of-run", daemon=True).start()
         elif owner is not None:
-            self._sweep_beside(owner.left, KILLED_GRACE, owner)
+            self._start_crash_sweep(owner.left, KILLED_GRACE, owner)
 
     def _note(self, process: Process) -> None:
         assert self._run is not None
@@ -174,7 +166,7 @@ class Broker:
             return run, self._api
 
     def owner(self, process: Process) -> Owner:
-        """What the process has created.
+        """The sessions of a process.
 
         :raises AnchorError: as :meth:`_open`, or the run is over.
         """
@@ -188,7 +180,7 @@ class Broker:
                     api,
                     self._cap or 0,
                     lives=self.processes.lives,
-                    look_for=lambda nonce: self._sweep_beside({nonce}, LOST_GRACE, owner),
+                    find_lost=lambda nonce: self._start_crash_sweep({nonce}, LOST_GRACE, owner),
                 )
                 if self._over.is_set() or process not in self.processes.living:
                     owner.stop()
@@ -196,7 +188,7 @@ class Broker:
             return owner
 
     def known_owner(self, process: Process) -> Owner | None:
-        """What the process has created, if it has asked for a session."""
+        """The sessions of a process, ``None`` if it has never asked for one."""
         with self._lock:
             return self._owners.get(process)
 
@@ -213,7 +205,7 @@ class Broker:
     # Ends.
 
     def end(self, nonces: Iterable[str], *, ended_by: str, timeout: float) -> dict[str, AnchorAPIError]:
-        """End sessions within *timeout* seconds in all, and return those that failed, by their nonces."""
+        """End sessions within *timeout* seconds in all, and return the failures by nonce."""
         failures: dict[str, AnchorAPIError] = {}
         self.forwarding.drop(nonces)
         deadline = time.monotonic() + timeout
@@ -252,8 +244,8 @@ class Broker:
         for values in records:
             run.add(Record(**values))
 
-    def _sweep_beside(self, nonces: set[str], grace: float, owner: Owner | None = None) -> None:
-        """End what a process that is over has left, or look for what was lost, while the run goes on."""
+    def _start_crash_sweep(self, nonces: set[str], grace: float, owner: Owner | None = None) -> None:
+        """Start a sweep while the run goes on: of what an ended process left, or for a lost creation."""
         if not nonces:
             return
         run, api = self._open()
@@ -261,20 +253,13 @@ class Broker:
 
         def sweep() -> None:
             with suppress(AnchorError, OSError):  # the last sweep meets the same, and reports it
-                sweep_run(
-                    api,
-                    run,
-                    self.settings.run_id,
-                    policy,
-                    timeout=RUN_LIMIT,
-                    observer=_Beside(self, owner),
-                    selects=lambda record: record.nonce in nonces,
-                )
+                target = SweepTarget(api, run, self.settings.run_id, nonces)
+                sweep_run(target, policy, timeout=RUN_LIMIT, observer=CrashSweep(self, owner))
 
-        thread = threading.Thread(target=sweep, name="sweep-beside", daemon=True)
-        with self._lock:
-            self._owner_sweeps.append(thread)
-        thread.start()
+        thread = threading.Thread(target=sweep, name="crash-sweep", daemon=True)
+        with self._lock:  # the run's end joins those in the list, which must have been started
+            thread.start()
+            self._crash_sweeps.append(thread)
 
     def release_slots(self, nonce: str) -> None:
         """Take in that a sweep has ended a session."""
@@ -302,12 +287,12 @@ class Broker:
         """End all that is left of the run, and report on it.
 
         :param has_remote_workers: whether workers with a registry of their own may have left sessions.
-        :param should_continue: whether anybody waits for the report.
+        :param should_continue: whether the controller still waits for the report.
         """
         with self._sweeping:
             problem: AnchorError | None = None
             try:
-                problem = self._end_all(has_remote_workers, _LastSweep(self, progress, should_continue))
+                problem = self._end_all(has_remote_workers, LastSweep(self, progress, should_continue))
             except AnchorError as error:
                 problem = error
             except Exception as error:  # noqa: BLE001 - whatever it is, the run fails and says what is open
@@ -352,7 +337,7 @@ class Broker:
         settings = self.settings
         self._over.set()
         with self._lock:
-            owners, sweeps = list(self._owners.values()), list(self._owner_sweeps)
+            owners, sweeps = list(self._owners.values()), list(self._crash_sweeps)
         for owner in owners:
             owner.stop()
         if self._run is None and not has_remote_workers:
@@ -375,17 +360,19 @@ class Broker:
         if not (has_remote_workers or any(record.state != "refused" for record in records)):
             return None
         run, api = self._open()
+        policy = SweepPolicy(
+            grace=0.0 if settings.local else LOST_GRACE,
+            at_once=settings.sweep_at_once,
+            always_lists=True,
+            ends_unrecorded=True,
+        )
         problem = sweep_run(
-            api,
-            run,
-            settings.run_id,
-            SweepPolicy(
-                grace=0.0 if settings.local else LOST_GRACE, at_once=settings.sweep_at_once, looks=True, adopts=True
-            ),
+            SweepTarget(api, run, settings.run_id),
+            policy,
             timeout=max(deadline - time.monotonic(), settings.sweep_timeout / 2),
             observer=observer,
         )
-        self._looked = problem is None
+        self._has_listed = problem is None
         if settings.local:  # what it creates too late goes with it
             mark_lost_refused(run)
         return problem
@@ -393,70 +380,18 @@ class Broker:
     def _end_run(self) -> None:
         """Reap what is left once no process of the run is, and leave."""
         with self._sweeping:
-            try:
-                if self._run is not None and self._reaps and not self.processes.living:
-                    self._reap(self._run)
-            except Exception as error:  # noqa: BLE001 - the next run goes on
-                self.log(redact(f"an unexpected error, please report it: {error!r}", self.settings.api_key or "\0"))
+            if self._run is not None and self._reaps and not self.processes.living:
+                reaper = Reaper(self._run, self.settings, self.processes, self.release_slots)
+                try:
+                    reaper.reap(lambda: self._open()[1], is_swept=self._has_listed)
+                except Exception as error:  # noqa: BLE001 - the next run goes on
+                    text = f"an unexpected error, please report it: {error!r}"
+                    reaper.log(redact(text, self.settings.api_key or "\0"))
             with self._lock:  # a process connects before this, and keeps the broker, or after it, and finds it gone
                 if not self.processes.living:
                     self._over.set()
                     self._is_leaving = True
                     self._leave()
-
-    def _reap(self, run: Run) -> None:
-        deadline = time.monotonic() + REAPER_BUDGET
-        observer = _Reaper(self, run)
-        state = run.read()
-        created = any(record.state != "refused" for record in state.records.values())
-        if created and not (state.settled and self._looked):
-            run.restore()
-            lock = None
-            with suppress(OSError):  # something odd is in its place: the next run then takes this one for alive
-                lock = hold(run.folder / REAPER_LOCK)
-            try:
-                while not _claim(run):  # the next run, or a command line, is at it
-                    if not observer.should_continue() or time.monotonic() > deadline:
-                        return
-                    time.sleep(1.0)
-                self._reap_claimed(run, observer, deadline)
-            finally:
-                run.release()
-                if lock is not None:
-                    os.close(lock)
-        # The next run reports on a run that was killed; what has had its last sweep, no process will read.
-        if state.settled and (self._looked or self.settings.own_registry) and not self.processes.living:
-            run.remove()
-
-    def _reap_claimed(self, run: Run, observer: _Reaper, deadline: float) -> None:
-        run, api = self._open()
-        self.log(f"no process of the run is left: {describe(run.state)}")
-        listing = sweep_run(
-            api,
-            run,
-            self.settings.run_id,
-            SweepPolicy("reaper", LONG_PAUSES, KILLED_GRACE, looks=True, adopts=not self.settings.own_registry),
-            timeout=deadline - time.monotonic(),
-            observer=observer,
-        )
-        observer.after_round()
-        if listing is not None:
-            self.log(str(listing))
-        if self.processes.living:
-            self.log("the run has a process again")
-        else:
-            self.log("done" if run.state.settled else f"given up, and left to the next run: {describe(run.state)}")
-
-    def log(self, text: str) -> None:
-        """Write down what the reaper does."""
-        assert self._run is not None
-        line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {printable(text)}\n"
-        with suppress(OSError):
-            fd = open_file(self._run.folder / REAPER_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            try:
-                os.write(fd, line.encode("utf-8", "backslashreplace"))
-            finally:
-                os.close(fd)
 
     def close(self) -> None:
         """Let go of the registry; what is open stays recorded."""
@@ -471,81 +406,11 @@ class Broker:
         """End in the background what the dead runs of the registry left."""
         with self._lock:
             if self._recovery is None:
-                self._recovery = threading.Thread(target=self._recover_all, name="recovery", daemon=True)
-                self._recovery.start()
+                thread = threading.Thread(target=self._recover_all, name="recovery", daemon=True)
+                thread.start()
+                self._recovery = thread
 
     def _recover_all(self) -> None:
         with suppress(AnchorRegistryError, OSError):
             for recovered in recover_all(self.settings):
                 self._recovered.append(recovered)
-
-
-def _claim(run: Run) -> bool:
-    """Claim the run, unless another process has; something odd in the lock's place can be held by none."""
-    try:
-        return run.claim()
-    except AnchorRegistryError:
-        return True
-
-
-class _Beside(SweepObserver):
-    """A sweep that goes on while the run does."""
-
-    def __init__(self, broker: Broker, owner: Owner | None) -> None:
-        self._broker = broker
-        self._owner = owner
-
-    def ended(self, nonce: str) -> None:
-        self._broker.release_slots(nonce)
-        if self._owner is not None:
-            self._owner.release_slots([nonce])
-
-    def should_continue(self) -> bool:
-        return not self._broker.is_over
-
-
-class _LastSweep(SweepObserver):
-    """The last sweep of a run, which its controller waits for."""
-
-    def __init__(
-        self, broker: Broker, progress: Callable[[int, int], object], should_continue: Callable[[], bool]
-    ) -> None:
-        self._broker = broker
-        self._progress = progress
-        self._should_continue = should_continue
-
-    def progress(self, done: int, total: int) -> None:
-        self._progress(done, total)
-
-    def ended(self, nonce: str) -> None:
-        self._broker.release_slots(nonce)
-
-    def should_continue(self) -> bool:
-        return self._should_continue()
-
-
-class _Reaper(SweepObserver):
-    """The sweep after the run itself was killed: what it does, it writes down."""
-
-    def __init__(self, broker: Broker, run: Run) -> None:
-        self._broker = broker
-        self._run = run
-        self._logged: dict[str, str] = {}
-
-    def ended(self, nonce: str) -> None:
-        self._broker.release_slots(nonce)
-
-    def should_continue(self) -> bool:
-        return not self._broker.processes.living
-
-    def after_round(self) -> None:
-        for nonce, record in list(self._run.state.records.items()):
-            if record.ended_by == "reaper":
-                text = f"{title(record)}: {'already over' if record.already else 'ended'}"
-            elif (record.open or record.unresolved) and record.error:
-                text = f"{title(record)}: {why(record)}"
-            else:
-                continue
-            if self._logged.get(nonce) != text:
-                self._logged[nonce] = text
-                self._broker.log(text)

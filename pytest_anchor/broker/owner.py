@@ -10,8 +10,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..background import DaemonThreadPool
-from ..budget.limits import Limits
-from ..cleanup.sweep import END_TIMEOUT, SweepPolicy, end_sessions
+from ..budget.admission import Limits
+from ..budget.file_store import FileStore
+from ..budget.holders import SlotHolders
+from ..cleanup.ending import END_TIMEOUT, end_sessions
+from ..cleanup.policy import SweepPolicy
 from ..configuration import with_tags
 from ..errors import AnchorAPIError, AnchorError, AnchorLostCreateError, AnchorRegistryError, printable
 from ..tags import TAG, new_nonce, new_tag, run_tag
@@ -22,12 +25,13 @@ if TYPE_CHECKING:
 
     from ..api import AnchorAPI
     from ..configuration import Wanted
-    from ..registry.journal import Record, Run
+    from ..registry.journal import Run
+    from ..registry.records import Record
     from ..settings import Settings
 
 RETRY_PAUSE = 0.25  # seconds before a creation that failed is tried again; doubled each time
 END_AGAIN = 2.0  # seconds between attempts to end what a teardown could not, while a test waits for its slot
-POLL_INTERVAL = 0.25  # seconds between looks at whether any does
+POLL_INTERVAL = 0.25  # seconds between checks whether one does
 ENDS_AT_ONCE = 16  # sessions that are ended in the background at the same time
 WORTH_REPORTING = 0.1  # seconds of waiting
 
@@ -56,7 +60,7 @@ class Session:
 
 
 class Request:
-    """What the process that asks for a session tells about itself, and is told meanwhile.
+    """A request for a session, as the process behind it sees it.
 
     :param test: the test that asks.
     :param is_self_blocked: whether its process can end no session while it waits.
@@ -71,7 +75,7 @@ class Request:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether there is no use in waiting, since the process does not."""
+        """Whether the process does not wait any more."""
         return False
 
 
@@ -80,7 +84,7 @@ class Owner:
 
     :param name: ``main``, or an xdist worker's ``gw0``, ``gw1``…
     :param lives: whether the process of the run with a given name lives.
-    :param look_for: starts to look for a creation, by its nonce, whose answer was lost.
+    :param find_lost: starts the search for the session of a creation, by its nonce, whose answer was lost.
     """
 
     def __init__(
@@ -92,30 +96,26 @@ class Owner:
         cap: int,
         *,
         lives: Callable[[str], bool] = lambda _name: True,
-        look_for: Callable[[str], object] = lambda _nonce: None,
+        find_lost: Callable[[str], object] = lambda _nonce: None,
     ) -> None:
         self.name = name
         self.settings = settings
         self._run = run
         self._api = api
-        self._look_for = look_for
+        self._find_lost = find_lost
         self.limits = Limits(
-            run.folder if settings.local else run.folder.parent,
-            run.folder,
-            name,
-            account=api.account,
-            base_url=api.base_url,
+            FileStore(run.folder if settings.local else run.folder.parent, api.account, run.folder.name, name),
+            SlotHolders(run.folder, name, api.base_url, lives),
             cap=cap,
             timeout=settings.create_timeout,
-            lives=lives,
         )
         self._lock = threading.RLock()
         self._prefetch: Prefetch[Session] | None = None
         self._ends = DaemonThreadPool(ENDS_AT_ONCE, "ends")
         self._failed_ends: list[Session] = []  # of teardowns
-        self._next_attempt = 0.0  # when those may be tried again, in ``time.monotonic()`` seconds
-        self._retry_thread: threading.Thread | None = None  # of those
-        self.sessions: dict[str, Session] = {}  # that are not known to be over, by nonce
+        self._next_attempt = 0.0  # when the failed ends may be tried again, in ``time.monotonic()`` seconds
+        self._retry_thread: threading.Thread | None = None  # that tries them again
+        self.sessions: dict[str, Session] = {}  # not confirmed to be over, by nonce
         self._unconfirmed_creates: set[str] = set()  # nonces
         self._over = threading.Event()
 
@@ -135,12 +135,12 @@ class Owner:
 
     def _create_in_turn(self, config: Mapping[str, Any], request: Request) -> Session:
         run = self._run
-        waiting = self.limits.admission(request.test, request.report_wait)
+        admission = self.limits.admission(request.test, request.report_wait)
         deadline = time.monotonic() + self.settings.create_timeout
         failures = 0
         nonce = new_nonce(run.folder.name)
 
-        def meanwhile(*, waits_for_slot: bool = False) -> None:
+        def check(*, waits_for_slot: bool = False) -> None:
             if request.is_cancelled or self._over.is_set():
                 raise CancelledError(f"the request for {printable(request.test)} was withdrawn")
             if waits_for_slot and self._prefetch is not None:
@@ -148,7 +148,7 @@ class Owner:
 
         try:
             while True:
-                waiting.begin(nonce, self_blocked=request.is_self_blocked, meanwhile=meanwhile)
+                admission.wait(nonce, self_blocked=request.is_self_blocked, between_polls=check)
                 try:
                     return self._create(nonce, config, request.test, retried=failures)
                 except AnchorLostCreateError as error:
@@ -158,14 +158,15 @@ class Owner:
                 except AnchorAPIError as error:
                     if error.limit is None:
                         raise
-                    waiting.refusal = error.reason
-                    self.limits.record_rate_limited(nonce, waiting.began, error.limit)
-                meanwhile()
+                    admission.refusal = error.reason
+                    self.limits.record_rate_limited(nonce, admission.began, error.limit)
+                check()
                 nonce = new_nonce(run.folder.name)
         finally:
-            if waiting.seconds >= WORTH_REPORTING:
+            if admission.seconds >= WORTH_REPORTING:
+                rate, slot = round(admission.seconds - admission.slot_seconds, 3), round(admission.slot_seconds, 3)
                 with suppress(AnchorRegistryError):
-                    run.append("waited", nonce, seconds=round(waiting.seconds, 3))
+                    run.append("waited", nonce, rate=rate, slot=slot)
 
     def _wait_for_retry(self, nonce: str, error: AnchorLostCreateError, deadline: float) -> bool:
         """Look for what was lost, and wait a moment.
@@ -176,7 +177,7 @@ class Owner:
         pause = RETRY_PAUSE * 2 ** (error.tries - 1)
         if is_redirect or error.tries > self.settings.create_retries or time.monotonic() + pause >= deadline:
             return False
-        self._look_for(nonce)
+        self._find_lost(nonce)
         return not self._over.wait(pause)
 
     def _create(self, nonce: str, config: Mapping[str, Any], test: str, **marks: Any) -> Session:
@@ -212,7 +213,7 @@ class Owner:
             # What may live nevertheless is the sweep's; the API's own limit is what others meet then.
             limits.release_slots([nonce])
             raise
-        limits.succeeded()
+        limits.record_success()
         signature = api.sign(nonce, created.id)
         record = run.known(nonce)
         record.apply("created", {"id": created.id, "signature": signature})
@@ -231,7 +232,7 @@ class Owner:
         """Create ahead what the next tests will ask for.
 
         :param current: what the test that begins will ask for; ``None`` if it needs nothing more.
-        :param upcoming: what those after it will.
+        :param upcoming: what the tests after it will ask for.
         """
         with self._lock:
             if self._prefetch is None:
@@ -243,7 +244,7 @@ class Owner:
 
     def _create_ahead(self, wanted: Wanted) -> Session | None:
         nonce = new_nonce(self._run.folder.name)
-        began = self.limits.begin_now(nonce)
+        began = self.limits.try_admit_ahead(nonce)
         if began is None:
             return None
         try:
@@ -255,7 +256,7 @@ class Owner:
             return None
 
     def end(self, nonces: Iterable[str], *, ended_by: str, timeout: float) -> dict[str, AnchorAPIError]:
-        """End sessions within *timeout* seconds in all, and return those that failed, by their nonces."""
+        """End sessions within *timeout* seconds in all, and return the failures by nonce."""
         sessions = [session for nonce in nonces if (session := self.sessions.get(nonce))]
         if len(sessions) != 1:
             return self._end(sessions, ended_by, timeout) if sessions else {}
@@ -277,7 +278,7 @@ class Owner:
         return failures
 
     def release_slots(self, nonces: Sequence[str]) -> None:
-        """Take in that sessions are over: their slots are free."""
+        """Release the slots of sessions that are over."""
         self.limits.release_slots(nonces)
         with self._lock:
             for nonce in nonces:
@@ -318,7 +319,7 @@ class Owner:
 
     @property
     def left(self) -> set[str]:
-        """The nonces of what may live."""
+        """The nonces of the sessions that may still run."""
         with self._lock:
             return self.sessions.keys() | self._unconfirmed_creates
 
@@ -328,7 +329,7 @@ class Owner:
             self._over.set()
 
     def finish(self, timeout: float) -> None:
-        """Begin nothing more, end what no test took, and wait for the ends under way; what is left is the sweep's.
+        """Begin nothing more, end what no test took, and wait for the ends under way; the sweep does the rest.
 
         :param timeout: seconds.
         """

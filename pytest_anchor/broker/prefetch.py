@@ -1,4 +1,4 @@
-"""Sessions that are created in the background, while a test runs, for those that come next."""
+"""Sessions that are created in the background, while a test runs, for the next tests."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 Session = TypeVar("Session")
 
-MAX_AGE = 120.0  # seconds for which a session is kept for whom it was made
-LEAST_AGE = 5.0  # seconds; what may be kept for less is not worth it
+MAX_AGE = 120.0  # seconds for which a session is kept for its test
+LEAST_AGE = 5.0  # seconds; a session that may be kept for less is not created ahead
 IDLE_TIMEOUT, MAX_DURATION = 5.0, 20.0  # minutes; Anchor's defaults
 MISSES = 2  # tests in a row that asked for something else, after which an expectation is no longer believed
-LOOK = 0.5  # seconds between looks at whether what is ready may be kept
+POLL_INTERVAL = 0.5  # seconds between checks whether what is ready may be kept
 PATIENCE = 20.0  # seconds for which a test waits for a creation under way; more where they take half as long
 
 
-class _Ahead(Generic[Session]):
+class _Prefetched(Generic[Session]):
     """One creation ahead; changed under its prefetch's lock only."""
 
     def __init__(self, wanted: Wanted, key: str) -> None:
@@ -46,8 +46,8 @@ class Prefetch(Generic[Session]):
     :param at_most: how many at a time.
     :param create: creates one, in a thread of its own; ``None`` where it may not now. Where it raises, nothing more
         is created ahead with that configuration: the test will meet the same, and report it.
-    :param end: has one ended that nobody took, and does not wait for that.
-    :param is_crowded: whether anybody waits for a session.
+    :param end: starts the end of one that no test took, without waiting for it.
+    :param is_crowded: whether a creation waits for a session to end.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Prefetch(Generic[Session]):
         self._end = end
         self._is_crowded = is_crowded
         self._changed = threading.Condition()
-        self._ahead: list[_Ahead[Session]] = []
+        self._ahead: list[_Prefetched[Session]] = []
         self._creating = 0
         self._patience = PATIENCE
         self._refused = {""}  # keys of what nothing is to be made of
@@ -71,14 +71,14 @@ class Prefetch(Generic[Session]):
         self._misses: Counter[str] = Counter()  # by the key of what was expected
         self._closed = False
         self._creations = DaemonThreadPool(at_most, "pytest-anchor-ahead")
-        self._keeper = DaemonThreadPool(1, "pytest-anchor-keeper")
+        self._upkeep = DaemonThreadPool(1, "pytest-anchor-upkeep")
 
-    def plan(self, current: Wanted | None, coming: Sequence[Wanted]) -> None:
+    def plan(self, current: Wanted | None, upcoming: Sequence[Wanted]) -> None:
         """Create what the next tests will ask for, and end what they will not.
 
         :param current: what the test that begins will ask for; it goes first, so nothing is begun before it has its
             own, unless that is there already.
-        :param coming: what the tests after it will ask for, the next first.
+        :param upcoming: what the tests after it will ask for, the next first.
         """
         with self._changed:
             if self._closed:
@@ -86,25 +86,25 @@ class Prefetch(Generic[Session]):
             own = _key(current.config) if current else ""
             if current is not None:
                 self._learn(own)
-            missing = Counter(key for one in coming[: self._at_most] if self._is_worth(key := _key(one.config)))
-            there = {one.key for one in self._ahead}
+            missing = Counter(key for entry in upcoming[: self._at_most] if self._is_worth(key := _key(entry.config)))
+            there = {entry.key for entry in self._ahead}
             missing[own] += own in there
-            for one in list(self._ahead):
-                if missing[one.key]:
-                    missing[one.key] -= 1
+            for entry in list(self._ahead):
+                if missing[entry.key]:
+                    missing[entry.key] -= 1
                 else:
-                    self._drop(one)
+                    self._drop(entry)
             if current is not None and own not in there:
                 return
-            new: list[_Ahead[Session]] = []
-            for wanted in reversed(coming[: self._at_most]):  # what is there already is for the first
+            new: list[_Prefetched[Session]] = []
+            for wanted in reversed(upcoming[: self._at_most]):  # what is there already is for the first
                 key = _key(wanted.config)
                 if missing[key]:
                     missing[key] -= 1
-                    new.insert(0, _Ahead(wanted, key))
+                    new.insert(0, _Prefetched(wanted, key))
             self._ahead += new
-            for one in new:
-                self._creations.submit(partial(self._make, one, threading.get_ident()))
+            for entry in new:
+                self._creations.submit(partial(self._make, entry, threading.get_ident()))
 
     def take(self, config: Mapping[str, Any]) -> Session | None:
         """A session with this *config*, if one is ready or under way; it belongs to the caller."""
@@ -112,39 +112,42 @@ class Prefetch(Generic[Session]):
         with self._changed:
             self._asked.add(key)
             self._drop_old()
-            same = sorted((one for one in self._ahead if one.key == key), key=lambda one: (not one.done, not one.begun))
+            same = sorted(
+                (entry for entry in self._ahead if entry.key == key),
+                key=lambda entry: (not entry.done, not entry.begun),
+            )
             if not same:
                 return None
-            one = same[0]
-            self._ahead.remove(one)
+            entry = same[0]
+            self._ahead.remove(entry)
             try:
-                while not one.done:
-                    left = one.begun + self._patience - time.monotonic()
-                    if left <= 0 or not one.begun:
-                        self._drop(one)  # the caller's own request is as fast
+                while not entry.done:
+                    left = entry.begun + self._patience - time.monotonic()
+                    if left <= 0 or not entry.begun:
+                        self._drop(entry)  # the caller's own request is as fast
                         return None
                     self._changed.wait(left)
             except BaseException:
-                self._drop(one)
+                self._drop(entry)
                 raise
-            return one.session
+            return entry.session
 
     def drop_ready(self) -> None:
-        """End what nobody has taken yet: somebody needs the slots more."""
+        """End what no test has taken yet: a test that waits needs the slots more."""
         with self._changed:
-            for one in [one for one in self._ahead if one.done]:
-                self._drop(one)
+            for entry in [entry for entry in self._ahead if entry.done]:
+                self._drop(entry)
 
     def close(self, timeout: float) -> None:
-        """Begin nothing more, and end what nobody took.
+        """Begin nothing more, and end what no test took.
 
         :param timeout: seconds to wait for what is under way; the rest is on record.
         """
         deadline = time.monotonic() + timeout
         with self._changed:
             self._closed = True
-            for one in list(self._ahead):
-                self._drop(one)
+            for entry in list(self._ahead):
+                self._drop(entry)
             while self._creating and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
 
@@ -162,55 +165,55 @@ class Prefetch(Generic[Session]):
         return key not in self._refused and self._misses[key] < MISSES
 
     def _drop_old(self) -> None:
-        for one in [one for one in self._ahead if one.done and time.monotonic() > one.good_until]:
-            self._drop(one)
+        for entry in [entry for entry in self._ahead if entry.done and time.monotonic() > entry.good_until]:
+            self._drop(entry)
 
-    def _drop(self, one: _Ahead[Session]) -> None:
-        if one in self._ahead:
-            self._ahead.remove(one)
-        one.dropped = True
+    def _drop(self, entry: _Prefetched[Session]) -> None:
+        if entry in self._ahead:
+            self._ahead.remove(entry)
+        entry.dropped = True
         self._changed.notify_all()
-        if one.session is not None:
-            self._end(one.session)
+        if entry.session is not None:
+            self._end(entry.session)
 
-    def _make(self, one: _Ahead[Session], planner: int) -> None:
+    def _make(self, entry: _Prefetched[Session], planner: int) -> None:
         with self._changed:
             if threading.get_ident() == planner:  # no thread could be started, and a test must not wait for this
-                self._drop(one)
-            if one.dropped:
+                self._drop(entry)
+            if entry.dropped:
                 return
-            one.begun = time.monotonic()
+            entry.begun = time.monotonic()
             self._creating += 1
         session = None
         try:
-            session = self._create(one.wanted)
-            self._patience = max(self._patience, 2 * (time.monotonic() - one.begun))
+            session = self._create(entry.wanted)
+            self._patience = max(self._patience, 2 * (time.monotonic() - entry.begun))
         except Exception:
             with self._changed:
-                self._refused.add(one.key)
+                self._refused.add(entry.key)
             raise
         finally:
             with self._changed:
                 self._creating -= 1
-                one.done, one.session = True, session
-                one.good_until = time.monotonic() + _age(one.wanted.config)
-                if one.dropped:
-                    self._drop(one)
-                elif session is None and one in self._ahead:
-                    self._ahead.remove(one)
+                entry.done, entry.session = True, session
+                entry.good_until = time.monotonic() + _age(entry.wanted.config)
+                if entry.dropped:
+                    self._drop(entry)
+                elif session is None and entry in self._ahead:
+                    self._ahead.remove(entry)
                 self._changed.notify_all()
-        self._keeper.submit(self._keep)
+        self._upkeep.submit(self._keep_fresh)
 
-    def _keep(self) -> None:
-        """Look after what is ready, until nothing is."""
+    def _keep_fresh(self) -> None:
+        """End what is too old or in the way, until nothing is ready."""
         while True:
             if self._is_crowded():
                 self.drop_ready()
             with self._changed:
                 self._drop_old()
-                if not any(one.done for one in self._ahead):
+                if not any(entry.done for entry in self._ahead):
                     return
-                self._changed.wait(LOOK)
+                self._changed.wait(POLL_INTERVAL)
 
 
 def _key(config: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The processes of a run that live, as the kernel tells of them."""
+"""The living processes of a run, as the kernel reports their deaths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..registry.locks import started
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-POLL_INTERVAL = 0.2  # seconds, where the kernel does not tell
+POLL_INTERVAL = 0.2  # seconds, where the kernel does not report deaths
 
 
 class Process(NamedTuple):
@@ -25,7 +25,7 @@ class Process(NamedTuple):
 
 
 class Processes:
-    """Which processes of the run live. Each is watched by the kernel, in a thread that does nothing else.
+    """The living processes of the run. A thread for each waits for its death.
 
     :param gone: called with each that dies, in a thread of its own.
     """
@@ -34,22 +34,22 @@ class Processes:
         self._gone = gone
         self._lock = threading.Lock()
         self._living: set[Process] = set()
-        self._over: set[Process] = set()  # that have said goodbye
+        self._over: set[Process] = set()  # that have left the run
 
     @property
     def living(self) -> set[Process]:
-        """Those that live, and have not said goodbye."""
+        """The processes that live and have not left the run."""
         with self._lock:
             return set(self._living)
 
     def lives(self, name: str) -> bool:
-        """Whether any process of that name does."""
+        """Whether a process of that name lives."""
         return any(process.name == name for process in self.living)
 
     def add(self, process: Process) -> bool:
         """Watch a process.
 
-        :returns: whether it is a part of the run: one that has said goodbye is not any more.
+        :returns: whether it is a part of the run: one that has left is not any more.
         """
         with self._lock:
             if process in self._over:
@@ -63,7 +63,7 @@ class Processes:
     def remove(self, process: Process) -> bool:
         """Take in that a process is over.
 
-        :returns: whether that is news.
+        :returns: whether it was known to live.
         """
         with self._lock:
             self._over.add(process)

@@ -89,7 +89,7 @@ class Server:
     def _answer(self, process: Process, peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
         try:
             return VERBS[message["verb"]](self._broker, process, peer, message)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the process that asked is told
+        except Exception as error:  # noqa: BLE001 - whatever it is, the process that asked gets it
             fields = fields_of(error)
             if "message" in fields:
                 fields["message"] = redact(fields["message"], self._broker.settings.api_key or "\0")
@@ -108,7 +108,7 @@ class Server:
 
 
 def _remove(folder: str, generation: str) -> None:
-    """Remove the folder for sockets, unless another broker has been started meanwhile: it needs those before it."""
+    """Remove the folder for sockets, unless a broker was started since: it needs those of the brokers before it."""
     names = os.listdir(folder)
     if any(not name.isdecimal() or int(name) > int(generation) for name in names if name != "log"):
         return
@@ -167,7 +167,7 @@ class Connection:
 
 
 def _peer_pid(connection: socket.socket) -> int:
-    """The pid of the process at the other end, 0 where the kernel does not tell."""
+    """The pid of the process at the other end, 0 where the kernel does not report it."""
     if not hasattr(socket, "SO_PEERCRED"):
         return 0
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -207,7 +207,7 @@ def _create(broker: Broker, process: Process, peer: Connection, message: dict[st
         broker.waits.remove(request)
     if request.is_cancelled:
         owner.end_later([session])
-        raise CancelledError("nobody takes what was created")
+        raise CancelledError("no process takes what was created")
     peer.created = session
     return {
         "ack": True,

@@ -1,4 +1,4 @@
-"""What the creations of a run wait for, for a terminal that is elsewhere."""
+"""What the creations of a run wait for, for the terminal of another process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LINE_INTERVAL = 30.0  # seconds between lines on a terminal
 
 
 class Waits:
-    """The latest of what each creation waits for. Safe to use from several threads."""
+    """What each creation waits for at the moment. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

@@ -8,23 +8,26 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..errors import AnchorError, AnchorRegistryError
-from ..registry.journal import Record, Run, check_registry, is_own_folder
+from ..registry.folders import check_registry, is_own_folder
+from ..registry.journal import Run
 from ..registry.locks import is_live, is_run
+from ..registry.signatures import is_created_with, is_signed
 from ..settings import check_key
-from .sweep import SweepObserver, SweepPolicy, is_signed, sweep_run
+from .policy import SweepObserver, SweepPolicy
+from .sweep import SweepTarget, sweep_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ..api import AnchorAPI
-    from ..registry.journal import State
+    from ..registry.records import Record, State
     from ..settings import Settings
 
 GIVE_UP = 7 * 86400.0  # seconds after which no session of Anchor's can be running any more
 NEVER_WAS = 3600.0  # seconds after which a creation that the API's list does not show never took effect
 
-RECOVERY = SweepPolicy("recovery", adopts=True)
+RECOVERY = SweepPolicy("recovery", ends_unrecorded=True)
 
 
 class RecoveryObserver(SweepObserver):
@@ -79,7 +82,7 @@ def runs(registry: Path) -> list[Run]:
     """
     if not check_registry(registry):
         return []
-    return [Run(one) for one in sorted(registry.iterdir()) if is_own_folder(one) and is_run(one)]
+    return [Run(folder) for folder in sorted(registry.iterdir()) if is_own_folder(folder) and is_run(folder)]
 
 
 def is_dead(run: Run) -> bool:
@@ -87,14 +90,9 @@ def is_dead(run: Run) -> bool:
     return is_run(run.folder) and not is_live(run.folder)
 
 
-def is_of(record: Record, api: AnchorAPI) -> bool:
-    """Whether the record's session was created with this key, at this base URL."""
-    return (record.base_url, record.fingerprint) == (api.base_url, api.fingerprint)
-
-
 def is_given_up(left: list[Record]) -> bool:
     """Whether nothing of what is *left* of a run can be running any more."""
-    return bool(left) and all(time.time() - one.time > GIVE_UP for one in left)
+    return bool(left) and all(time.time() - record.time > GIVE_UP for record in left)
 
 
 def recover_all(settings: Settings, policy: SweepPolicy = RECOVERY) -> Iterator[Recovery]:
@@ -155,24 +153,24 @@ def _recover(
     state = run.read()
     todo = _left(state)
     backend = backend_of(run.folder)
-    if backend and all(one.base_url == backend for one in todo):
+    if backend and all(record.base_url == backend for record in todo):
         if is_gone(run.folder):  # and every browser with it
             run.remove()
         return None
-    before = {one.nonce for one in state.records.values() if not (one.open or one.unresolved)}
-    done = Recovery(run, run.died, reaped=[one for one in state.records.values() if one.ended_by == "reaper"])
+    before = {record.nonce for record in state.records.values() if not (record.open or record.unresolved)}
+    done = Recovery(run, run.died, reaped=[record for record in state.records.values() if record.ended_by == "reaper"])
     if todo and (api := open_api()):
         # In a copy of another folder nothing is in its place: the run of the original may live.
-        mine = [one for one in todo if is_of(one, api) and one.folder_inode == run.folder_inode]
+        mine = [record for record in todo if is_created_with(record, api) and record.folder_inode == run.folder_inode]
         done.stranger = not mine
         if mine:
             # Whoever edits a record can make it fit, but cannot seal it: what it does not know is another run's, then.
-            signed = any(is_signed(api, run, one) for one in state.records.values())
-            policy = replace(policy, adopts=policy.adopts and signed)
-            done.problem = sweep_run(api, run, mine[0].run_id, policy, timeout=timeout, observer=observer)
+            signed = any(is_signed(api, run, record) for record in state.records.values())
+            policy = replace(policy, ends_unrecorded=policy.ends_unrecorded and signed)
+            done.problem = sweep_run(SweepTarget(api, run, mine[0].run_id), policy, timeout=timeout, observer=observer)
             if done.problem is None:
                 _forget_what_never_was(run)
-    done.ended = [one for one in state.records.values() if one.state == "ended" and one.nonce not in before]
+    done.ended = [record for record in state.records.values() if record.state == "ended" and record.nonce not in before]
     done.left = _left(state)
     if is_given_up(done.left):
         done.left, done.given_up = [], done.left
@@ -183,7 +181,7 @@ def _recover(
 
 
 def _left(state: State) -> list[Record]:
-    return [one for one in state.records.values() if one.open or one.unresolved]
+    return [record for record in state.records.values() if record.open or record.unresolved]
 
 
 def _forget_what_never_was(run: Run) -> None:

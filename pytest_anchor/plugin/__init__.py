@@ -59,7 +59,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     settings = plugin.client.settings
     if plugin.is_worker and not settings.own_registry:
         return
-    with suppress(OSError, AnchorError):  # a test that creates a session is told that the registry cannot be used
+    with suppress(OSError, AnchorError):  # a test that creates a session gets an error that the registry cannot be used
         if os.path.isdir(settings.folder.parent):
             from ..registry.locks import is_live, is_run
 
@@ -68,7 +68,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                 plugin.client.request("recover", timeout=0.0)
 
 
-@pytest.hookimpl(tryfirst=True)  # a worker's controller is told afterwards, and finds the broker
+@pytest.hookimpl(tryfirst=True)  # a worker's controller learns of it afterwards, and finds the broker
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the broker while nothing waits for it, and no test has changed anything yet."""
     plugin = session.config.stash[PLUGIN]
@@ -163,7 +163,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 class _Redaction:
-    """Keeps the key out of what others are shown: a plugin of its own, since some hooks are not told of the config."""
+    """Keeps the key out of what other plugins see: a plugin of its own, since some hooks do not get the config."""
 
     def __init__(self, plugin: Plugin) -> None:
         self._plugin = plugin

@@ -96,7 +96,7 @@ def _sweep(config: pytest.Config, plugin: Plugin, *, hurried: bool) -> dict[str,
             verbose=verbose,
         )
     except KeyboardInterrupt:
-        # A connection that was cut off in the making is nobody's; as a warning it could change the exit status.
+        # A connection that was cut off in the making belongs to no request; its warning could change the exit status.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             gc.collect()

@@ -48,7 +48,9 @@ def _receivers(config: pytest.Config) -> Iterator[Any]:
     left_out = {id(manager.get_plugin(name)) for name in _NOT_REPORTS}
     for plugin in plugins:
         if hasattr(plugin, "pytest_runtest_logreport") and id(plugin) not in left_out:
-            yield manager.subset_hook_caller("pytest_runtest_logreport", [one for one in plugins if one is not plugin])
+            yield manager.subset_hook_caller(
+                "pytest_runtest_logreport", [other for other in plugins if other is not plugin]
+            )
 
 
 def _report_to_allure(config: pytest.Config, test: str, title: str, text: str) -> None:

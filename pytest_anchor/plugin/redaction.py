@@ -30,9 +30,9 @@ def clean_value(value: Any, key: str, depth: int = DEPTH) -> Any:
             return str(value) if type(value) not in (str, bytes) and isinstance(value, str) else value
         return cleaned if isinstance(value, str) else cleaned.encode("utf-8", "surrogateescape")
     if depth and type(value) in (list, tuple, set, frozenset):
-        return type(value)(clean_value(one, key, depth - 1) for one in value)
+        return type(value)(clean_value(item, key, depth - 1) for item in value)
     if depth and type(value) is dict:
-        return {clean_value(name, key, depth - 1): clean_value(one, key, depth - 1) for name, one in value.items()}
+        return {clean_value(name, key, depth - 1): clean_value(item, key, depth - 1) for name, item in value.items()}
     return value
 
 
@@ -41,18 +41,18 @@ def clean_tree(value: object, key: str, depth: int = DEPTH) -> None:
     attributes = getattr(value, "__dict__", None)
     if not depth or attributes is None or isinstance(value, type):
         return
-    for name, one in list(attributes.items()):
-        for inner in _flat(one):
+    for name, item in list(attributes.items()):
+        for inner in _flat(item):
             if type(inner).__module__.startswith(("_pytest", "pytest", "xdist")):
                 clean_tree(inner, key, depth - 1)
-        if isinstance(one, (str, bytes, list, tuple)) and (cleaned := clean_value(one, key)) != one:
+        if isinstance(item, (str, bytes, list, tuple)) and (cleaned := clean_value(item, key)) != item:
             object.__setattr__(value, name, cleaned)  # some are frozen
 
 
 def _flat(value: object) -> Iterator[object]:
     if isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _flat(one)
+        for item in value:
+            yield from _flat(item)
     else:
         yield value
 
@@ -62,22 +62,22 @@ def clean_exception(error: BaseException | None, key: str) -> None:
     seen: set[int] = set()
     todo = [error]
     while todo:
-        one = todo.pop()
-        if one is None or id(one) in seen:
+        item = todo.pop()
+        if item is None or id(item) in seen:
             continue
-        seen.add(id(one))
+        seen.add(id(item))
         # Past their own ``__setattr__``: some are frozen.
-        if (args := clean_value(one.args, key)) != one.args:
-            BaseException.args.__set__(one, args)  # type: ignore[attr-defined]
-        for name, value in list(vars(one).items()):
+        if (args := clean_value(item.args, key)) != item.args:
+            BaseException.args.__set__(item, args)  # type: ignore[attr-defined]
+        for name, value in list(vars(item).items()):
             if isinstance(value, (str, list)) and (cleaned := clean_value(value, key)) != value:
-                vars(one)[name] = cleaned
-        for member in filter(ismemberdescriptor, (value for cls in type(one).__mro__ for value in vars(cls).values())):
+                vars(item)[name] = cleaned
+        for member in filter(ismemberdescriptor, (value for cls in type(item).__mro__ for value in vars(cls).values())):
             with suppress(AttributeError, TypeError):  # it is not set, or cannot be
-                value = member.__get__(one)
+                value = member.__get__(item)
                 if isinstance(value, str) and (cleaned := clean_value(value, key)) != value:
-                    member.__set__(one, cleaned)  # an OSError's ``strerror``, and whatever is in slots
-        todo += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+                    member.__set__(item, cleaned)  # an OSError's ``strerror``, and whatever is in slots
+        todo += [item.__cause__, item.__context__, *getattr(item, "exceptions", ())]
 
 
 def clean_suite_properties(config: pytest.Config, key: str) -> None:
@@ -91,7 +91,7 @@ def clean_suite_properties(config: pytest.Config, key: str) -> None:
 def clean_logs(secret: Callable[[], str | None]) -> Callable[[], None]:
     """Take the key out of log records as they are made: some plugins write these, and not their text, to files.
 
-    :returns: what ends that, unless somebody else has replaced the factory of records since.
+    :returns: what ends that, unless the factory of records has been replaced again since.
     """
     make_record = logging.getLogRecordFactory()
 

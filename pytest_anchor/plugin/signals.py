@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Termination:
-    """Turns SIGTERM into a ``KeyboardInterrupt``, where nobody else handles it.
+    """Turns SIGTERM into a ``KeyboardInterrupt``, where nothing else handles it.
 
     :param active: whether there is anything to tear down; while not, the signal does what it always does.
     """
@@ -30,7 +30,7 @@ class Termination:
             signal.signal(signal.SIGTERM, self._interrupt)
 
     def undo(self) -> None:
-        """Stop, unless somebody else has taken the signal over."""
+        """Stop, unless another handler has been set since."""
         if signal.getsignal(signal.SIGTERM) == self._interrupt:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -64,7 +64,7 @@ class Plugin:
 
     @cached_property
     def wait_status(self) -> WaitStatusReporter:
-        """What says on the terminal what tests wait for."""
+        """Reports on the terminal what tests wait for."""
         from .wait_status import WaitStatusReporter
 
         return WaitStatusReporter(self.config)
@@ -134,7 +134,7 @@ class Plugin:
             self.wait_status.watch(self.client)
 
     def set_status_of(self, error: BaseException) -> None:
-        """Let nobody leave with status 0 by an exception of another plugin, where a session is left."""
+        """Give an exception of another plugin that ends pytest a status other than 0, where a session is left."""
         if self.report is None or not self.report["failed"] or self.client.settings.on_leak != "fail":
             return
         if isinstance(error, pytest.exit.Exception):

@@ -40,7 +40,7 @@ class WaitStatusReporter:
             self._watch.start()
 
     def _follow(self, client: Client) -> None:
-        with suppress(AnchorError, OSError, ValueError):  # the broker has gone, or nobody reads what is written
+        with suppress(AnchorError, OSError, ValueError):  # the broker has gone, or the terminal has
             client.request("watch waits", timeout=FOREVER, on_note=self._write)
 
     def _write(self, text: str) -> None:

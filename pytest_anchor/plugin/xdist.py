@@ -1,4 +1,4 @@
-"""What an xdist controller and its workers tell each other."""
+"""The messages between an xdist controller and its workers."""
 
 from __future__ import annotations
 

@@ -1,28 +1,15 @@
-"""The record on disk of every session that a run creates.
+"""The file in which a run records every session that it creates.
 
 One folder for each run::
 
     .pytest_anchor/
         .gitignore
         <run>/
-            journal.jsonl   one JSON line for each event, only ever appended to
+            journal.jsonl   one JSON line for each event, only ever appended to: see :mod:`.records`
             journal.lock    guards every write
             broker.lock     held by the run's broker while it lives; the kernel releases it at any death
             gw0.4711.pid    one for each process of the run, for when the broker is killed
-            sweep.lock      held by whichever process sweeps the run after its death
-
-The journal's events, each with the ``nonce`` of the creation that it is about:
-
-``intent``   written before the request: ``owner``, ``test``, ``time``, ``base_url``, ``fingerprint``,
-             ``run_id``, the folder's own ``place``, which tells a copy from the original, ``ahead``
-             where no test has asked for it yet, and ``retried``, how often it had failed before
-``refused``  there is no session: the API did not create it, or does not know it long after
-``lost``     the answer never came: a session may exist
-``created``  its ``id``, and a ``seal`` that only the API key can make: who edits the file has no id ended
-``taken``    a test has asked for what was created ahead: ``test``
-``failed``   an attempt to end it did not succeed: ``error``
-``ended``    it is over: ``how``, ``already``, ``note``
-``waited``   a test had to wait for what the plan allows: ``seconds``
+            sweep.lock      held by the process that sweeps the run after its death
 """
 
 from __future__ import annotations
@@ -30,144 +17,26 @@ from __future__ import annotations
 import errno
 import json
 import os
-import stat
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from filelock import Timeout, lock_descriptor, unlock_descriptor
+from filelock import Timeout
 
-from ..errors import AnchorRegistryError
-from ..settings import REGISTRY_NAME
-from ..tags import is_session_id
-from .locks import BROKER_LOCK, JOURNAL, JOURNAL_LOCK, SWEEP_LOCK, hold, is_live, open_file
+from .file_lock import LOCK_TIMEOUT, guarded
+from .folders import check_file, make_folder, unusable
+from .locks import BROKER_LOCK, JOURNAL, JOURNAL_LOCK, SWEEP_LOCK, hold, is_live
+from .records import Record, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-LOCK_TIMEOUT = 10.0  # seconds; a write takes microseconds, so a longer wait means a stopped process
-
-_LOCK_PAUSE = 0.001  # seconds between attempts
-
-MOST = 1_000_000  # what no number of tries, and no status, comes to
-
-MAX_LINE = 1 << 20  # bytes; ours are short, so a longer one is nobody's record
+MAX_LINE = 1 << 20  # bytes; the events are short, so a longer line is none
 
 # How the next writer closes off a line that a kill left torn; JSON text has no such byte.
 _TORN = b"\0"
-
-
-@dataclass
-class Record:
-    """What the journal knows of one creation."""
-
-    nonce: str
-    owner: str = "?"
-    test: str = "?"
-    time: float = 0.0
-    base_url: str = ""
-    fingerprint: str = ""
-    run_id: str = ""
-    folder_inode: int = 0
-    ahead: bool = False  # created before a test asked for it, and none has
-    retried: int = 0  # how often a creation for the same request had failed before
-    id: str | None = None
-    signature: str = ""
-    state: str = "pending"  # pending, lost, refused, open, ended
-    ended_by: str = ""
-    already: bool = False
-    note: str = ""
-    error: dict[str, Any] | None = None  # of the last failure; its ``tries`` count those of all before
-
-    def apply(self, event: str, fields: dict[str, Any]) -> None:
-        """Take one event in; to take it in again changes nothing.
-
-        :raises ValueError: it is no event; so do TypeError, KeyError, AttributeError and OverflowError say.
-        """
-        if event == "intent":
-            self.owner, self.test = str(fields["owner"]), str(fields["test"])
-            self.base_url, self.fingerprint = str(fields["base_url"]), str(fields["fingerprint"])
-            self.run_id, self.folder_inode = str(fields["run_id"]), int(fields["folder_inode"])
-            self.time = float(fields["time"])
-            self.ahead, self.retried = bool(fields.get("ahead", False)), _count(fields.get("retried", 0))
-        elif event == "taken":
-            self.test, self.ahead = str(fields["test"]), False
-        elif event == "created":
-            if not (is_session_id(fields["id"]) and fields["signature"].isascii()):
-                raise ValueError(event)
-            self.id, self.signature = fields["id"], fields["signature"]
-            if self.state != "ended":  # by whoever was faster
-                self.state, self.error = "open", None
-        elif event == "refused":
-            self.state = event
-        elif event == "lost":
-            self.error, self.time = _error_fields(fields["error"]), float(fields["time"])
-            self.state = event
-        elif event == "failed":
-            self.error = _error_fields(fields["error"])
-        elif event == "ended":
-            self.ended_by, self.already = str(fields["ended_by"]), bool(fields["already"])
-            self.note = str(fields.get("note", ""))
-            self.state, self.error = "ended", None
-        else:
-            raise ValueError(event)
-
-    @property
-    def open(self) -> bool:
-        """Whether a session is known that has not been confirmed to be over."""
-        return self.state == "open"
-
-    @property
-    def unresolved(self) -> bool:
-        """Whether a session may exist whose id is not known."""
-        return self.state in ("pending", "lost")
-
-
-@dataclass
-class State:
-    """All records of a run, in the order of their intents."""
-
-    records: dict[str, Record] = field(default_factory=dict)
-    unreadable: int = 0  # lines that are no events and not merely a kill's torn last line
-    waits: dict[str, float] = field(default_factory=dict)  # seconds, by the nonce of what was waited for
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing can be running, as far as this record tells."""
-        return not (self.unreadable or any(one.open or one.unresolved for one in self.records.values()))
-
-    def apply(self, line: dict[str, Any]) -> None:
-        """Take one event in."""
-        nonce = str(line["nonce"])
-        if not nonce.isascii():
-            raise ValueError(nonce)
-        if line["event"] == "waited":
-            seconds = float(line["seconds"])
-            if not 0 <= seconds <= MOST:
-                raise ValueError(seconds)
-            self.waits[nonce] = seconds
-            return
-        record = self.records.get(nonce) or Record(nonce)
-        record.apply(line["event"], line)
-        self.records[nonce] = record
-
-
-def _count(value: Any) -> int:
-    if not 0 <= (number := int(value)) <= MOST:
-        raise ValueError(value)
-    return number
-
-
-def _error_fields(error: dict[str, Any]) -> dict[str, Any]:
-    """An error's fields as the journal keeps them, each of its proper type."""
-    status, tries = error["status"], int(error["tries"])
-    if not (0 <= tries <= MOST and (status is None or 0 <= int(status) <= MOST)):
-        raise ValueError(error)
-    texts = {name: str(error[name]) for name in ("code", "message", "remedy")}
-    return {"status": None if status is None else int(status), "tries": tries, **texts}
 
 
 class Run:
@@ -192,8 +61,8 @@ class Run:
         :raises AnchorRegistryError: the folder cannot be made, written or trusted.
         """
         try:
-            _trusted_folder(self.folder.parent, with_gitignore=True)
-            _trusted_folder(self.folder)
+            make_folder(self.folder.parent, with_gitignore=True)
+            make_folder(self.folder)
             deadline = time.monotonic() + LOCK_TIMEOUT
             while (lock := hold(self.folder / BROKER_LOCK)) is None:
                 if time.monotonic() > deadline:
@@ -202,10 +71,10 @@ class Run:
             with self._guarded():
                 self._folder_inode = self.folder_inode
         except (OSError, Timeout) as error:
-            raise _unusable(self.folder.parent, error) from error
+            raise unusable(self.folder.parent, error) from error
 
     def leave(self) -> None:
-        """Let the broker's lock go."""
+        """Release the broker's lock."""
         if self._broker_lock is not None:
             os.close(self._broker_lock)
             self._broker_lock = None
@@ -237,7 +106,7 @@ class Run:
     def claim(self) -> bool:
         """Hold the right to sweep this run after its death, until :meth:`release` or this process's own death.
 
-        :returns: whether nobody else has it, and the run's folder is there.
+        :returns: whether no other process has it, and the run's folder is there.
         :raises AnchorRegistryError: something odd is in the place of the lock.
         """
         path = self.folder / SWEEP_LOCK
@@ -251,11 +120,11 @@ class Run:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise _unusable(self.folder, error) from error
+            raise unusable(self.folder, error) from error
         return self._claim is not None
 
     def release(self) -> None:
-        """Let the claim go."""
+        """Release the claim."""
         if self._claim is not None:
             os.close(self._claim)
             self._claim = None
@@ -269,7 +138,7 @@ class Run:
 
     @property
     def folder_inode(self) -> int:
-        """What tells this folder from a copy of it; known for good once it has been joined or claimed."""
+        """The inode, which tells this folder from a copy of it; fixed once it has been joined or claimed."""
         return self._folder_inode or self.folder.stat().st_ino
 
     def append(self, event: str, nonce: str, *, deadline: float = float("inf"), **fields: Any) -> None:
@@ -290,7 +159,7 @@ class Run:
                     line["folder_inode"] = self.folder_inode
                 self._append(line, deadline)
         except (OSError, Timeout) as error:
-            raise _unusable(self.folder, error) from error
+            raise unusable(self.folder, error) from error
 
     def _append(self, event: dict[str, Any], deadline: float) -> None:
         line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
@@ -332,13 +201,13 @@ class Run:
             # A pipe in its place would block the opening, and a link lead elsewhere.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
             with os.fdopen(os.open(self.folder / JOURNAL, flags), "rb") as file:
-                _check_file(file.fileno())
+                check_file(file.fileno())
                 file.seek(self._offset)
                 self._take_lines(file)
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise _unusable(self.folder, error) from error
+            raise unusable(self.folder, error) from error
         return self.state
 
     def _take_lines(self, file: BinaryIO) -> None:
@@ -382,7 +251,7 @@ class Run:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         fd = os.open(self.folder / JOURNAL, flags, 0o600)
         try:
-            size = before = _check_file(fd).st_size
+            size = before = check_file(fd).st_size
             try:
                 if size:
                     os.lseek(fd, -1, os.SEEK_END)
@@ -405,106 +274,5 @@ class Run:
                 self._lock_timeout = LOCK_TIMEOUT
                 yield
         except Timeout:
-            self._lock_timeout = 0.0  # who waited once in vain does not do so for each of a hundred records
+            self._lock_timeout = 0.0  # a process that is stopped is waited for once, not for each of a hundred records
             raise
-
-
-@contextmanager
-def guarded(path: str | os.PathLike[str], timeout: float) -> Iterator[int]:
-    """Hold the lock on the file *path*, made if need be; yields its descriptor, open for reading and writing.
-
-    :param timeout: seconds to wait for whoever has it.
-    :raises OSError: the file cannot be opened, or is no file.
-    :raises filelock.Timeout: somebody else has it.
-    """
-    # Opened anew each time: a descriptor that threads or a forked child share would share the lock, too.
-    fd = open_file(path, os.O_RDWR | os.O_CREAT)
-    try:
-        deadline = time.monotonic() + timeout
-        while not lock_descriptor(fd, blocking=False):
-            if time.monotonic() > deadline:
-                raise Timeout(str(path))
-            time.sleep(_LOCK_PAUSE)
-        try:
-            yield fd
-        finally:
-            unlock_descriptor(fd)  # closing does not do it where another thread forks just now
-    finally:
-        os.close(fd)
-
-
-def check_registry(path: Path) -> bool:
-    """Return whether there is a registry at *path*.
-
-    :raises AnchorRegistryError: somebody else could have prepared it, or could change it.
-    """
-    try:
-        _check_folder(path)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise _unusable(path, error) from error
-    return True
-
-
-def is_own_folder(path: Path) -> bool:
-    """Whether *path* is a folder that nobody else has made, and no link to one."""
-    try:
-        _check_folder(path)
-    except OSError:
-        return False
-    return True
-
-
-def _trusted_folder(path: Path, *, with_gitignore: bool = False) -> None:
-    """Make *path* for this user only; refuse one that somebody else could have prepared or could change."""
-    made = False
-    with suppress(FileExistsError):
-        path.mkdir(mode=0o700, parents=True)
-        made = True
-    if not made:
-        _check_folder(path)
-        with_gitignore = with_gitignore and path.name == REGISTRY_NAME
-    ignore = path / ".gitignore"
-    if with_gitignore and not ignore.exists():
-        ignore.write_text("# Made by pytest-anchor.\n*\n", encoding="utf-8")
-
-
-def _check_folder(path: Path) -> None:
-    info = path.lstat()
-    if not stat.S_ISDIR(info.st_mode):
-        raise OSError(errno.ENOTDIR, "it is a link or a file, not a folder", str(path))
-    if info.st_uid != os.geteuid():
-        raise OSError(errno.EPERM, f"it belongs to user {info.st_uid}, not to {os.geteuid()}", str(path))
-    if info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX and _has_modes(path):
-        raise OSError(errno.EPERM, "other users may write in it", str(path))
-
-
-def _has_modes(folder: Path) -> bool:
-    """Whether the file system of *folder* keeps modes: where every folder looks open, that tells nothing."""
-    probe = folder / f".modes-{os.getpid()}"
-    probe.mkdir(mode=0o700)
-    try:
-        return not probe.lstat().st_mode & 0o022
-    finally:
-        probe.rmdir()
-
-
-def _check_file(fd: int) -> os.stat_result:
-    """Refuse what is no file of this user's."""
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode):
-        raise OSError(errno.EPERM, f"its {JOURNAL} is no file")
-    if info.st_uid != os.geteuid():
-        raise OSError(errno.EPERM, f"its {JOURNAL} belongs to user {info.st_uid}, not to {os.geteuid()}")
-    return info
-
-
-def _unusable(folder: Path, error: Exception) -> AnchorRegistryError:
-    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if isinstance(error, Timeout):
-        why = f"another process has held its lock for over {LOCK_TIMEOUT:.0f} seconds"
-    return AnchorRegistryError(
-        f"the session registry {str(folder)!r} cannot be used: {why}. No session is created without a record: "
-        "make the folder writable, or name another one with --anchor-registry DIR."
-    )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 JOURNAL = "journal.jsonl"
 JOURNAL_LOCK = "journal.lock"  # made once the broker's lock is held
 BROKER_LOCK = "broker.lock"  # held by the run's broker while it lives
-SWEEP_LOCK = "sweep.lock"  # held by whichever process sweeps the run after its death
+SWEEP_LOCK = "sweep.lock"  # held by the process that sweeps the run after its death
 REAPER_LOCK = "reaper.lock"  # held by the broker while it does that itself
 _PROCESS = ".pid"
 _QUOTED = (("%", "%25"), ("/", "%2F"), ("\0", "%00"))  # in the name of a process, for that of a file
@@ -39,7 +39,7 @@ def is_run(folder: str | os.PathLike[str]) -> bool:
 
 
 def is_live(folder: str | os.PathLike[str]) -> bool:
-    """Whether the run in *folder* goes on, or that cannot be told.
+    """Whether the run in *folder* goes on, or may go on where that cannot be found out.
 
     Its broker serves it, or was killed and any of its processes lives, which will start another.
     """
@@ -66,7 +66,7 @@ def wait_until_over(folder: str | os.PathLike[str]) -> None:
 
 
 def note_process(folder: str | os.PathLike[str], name: str, pid: int) -> None:
-    """Write down that a process belongs to the run in *folder*, for when its broker is killed.
+    """Record that a process belongs to the run in *folder*, for when its broker is killed.
 
     :raises OSError: it could not be.
     """
@@ -78,7 +78,7 @@ def note_process(folder: str | os.PathLike[str], name: str, pid: int) -> None:
 
 
 def forget_process(folder: str | os.PathLike[str], name: str, pid: int) -> None:
-    """Take back what :func:`note_process` has written."""
+    """Remove what :func:`note_process` has written."""
     with suppress(OSError):
         os.unlink(_process_file(folder, name, pid))
 
@@ -134,12 +134,12 @@ def started(pid: int) -> str:
 def open_file(path: str | os.PathLike[str], flags: int) -> int:
     """Open a file that lies in a run's folder, made for this user only if *flags* allow it.
 
-    :raises OSError: it cannot be opened, or is a link, a pipe or anything else that is no file.
+    :raises OSError: it cannot be opened, or is a link, a pipe or anything else that is not a file.
     """
     fd = os.open(path, flags | _FLAGS, 0o600)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(errno.EPERM, "it is no file", os.fspath(path))
+        raise OSError(errno.EPERM, "it is not a file", os.fspath(path))
     return fd
 
 
@@ -173,7 +173,7 @@ def hold(path: str | os.PathLike[str]) -> int | None:
 def is_held(path: str | os.PathLike[str]) -> bool:
     """Whether a living process holds the lock on the file *path*.
 
-    :raises OSError: that cannot be told.
+    :raises OSError: that cannot be found out.
     """
     fd = _open(path)
     if fd is None:
@@ -199,7 +199,7 @@ def _wait(path: str) -> None:
 
 
 def _open(path: str | os.PathLike[str]) -> int | None:
-    """Open a lock file; ``None`` where there is none, or something that nobody can have locked as one."""
+    """Open a lock file; ``None`` where there is none, or something that cannot be a lock file."""
     try:
         fd = os.open(path, os.O_RDONLY | _FLAGS)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What is written while a sweep goes on: its progress line, and what the command line says."""
+"""The progress line of a sweep, and writing to a terminal that may be gone."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing import TextIO
 
-QUIET = 1.0  # seconds before anything is said
+QUIET = 1.0  # seconds before anything is shown
 EVERY = 10.0  # seconds between lines where the terminal cannot rewrite one
 WIDTH = 30  # columns of the bar, or what the terminal has room for
 
 
 class Progress:
-    """Says on the terminal how far a sweep is; call it as often as you like.
+    """Shows on the terminal how far a sweep is; it may be called as often as you like.
 
-    :param reporter: pytest's terminal reporter, a :class:`Console`, or ``None`` to say nothing.
+    :param reporter: pytest's terminal reporter, a :class:`Console`, or ``None`` to show nothing.
     """
 
     def __init__(self, reporter: Any) -> None:
@@ -27,7 +27,7 @@ class Progress:
         self._drawn = False
 
     def __call__(self, done: int, total: int) -> None:
-        """Say that *done* of *total* are done, if it is time to say something."""
+        """Show that *done* of *total* are done, if a line is due."""
         now = time.monotonic()
         if self._reporter is None or now < self._next:
             return
@@ -40,7 +40,7 @@ class Progress:
             else:
                 self._reporter.write_line(_line(done, total, bar=False))
                 self._next = now + EVERY
-        except (OSError, ValueError):  # nobody reads it any more, which must not keep a session from being ended
+        except (OSError, ValueError):  # the terminal is gone, which must not keep a session from being ended
             self._reporter, self._drawn = None, False
 
     def clear(self) -> None:
@@ -72,7 +72,7 @@ class Console:
 
 
 def write(stream: TextIO | None, text: str) -> None:
-    """Write *text*, unless nobody can read it: that must not keep a session from being ended.
+    """Write *text*, unless its reader is gone: that must not keep a session from being ended.
 
     :param stream: ``None`` where it was closed before the process began.
     """

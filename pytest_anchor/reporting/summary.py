@@ -1,4 +1,4 @@
-"""What a run's record comes to: the terminal section, the progress line, a test's own section."""
+"""The summary of a run: the terminal section, and a test's own section."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..cleanup.recovery import Recovery
-    from ..registry.journal import Record, State
+    from ..registry.records import Record, State
 
 SHOWN = 20  # failures that are written out; the rest is in the journal
 
 YELLOW = {"yellow": True}
 
-_HOW = {
+_ENDED_BY = {
     "test": "ended by the tests",
     "teardown": "at teardown",
     "sweep": "by the sweep",
@@ -39,7 +39,7 @@ class Line(NamedTuple):
 
 
 class Report:
-    """What is to be said of a run once its sweep is over.
+    """The summary of a run once its sweep is over.
 
     :param state: the run's record.
     :param folder: where the record is kept while something is open.
@@ -55,25 +55,25 @@ class Report:
 
     @property
     def created(self) -> list[Record]:
-        """Those whose id is known."""
+        """Sessions whose creation was confirmed."""
         return [record for record in self.state.records.values() if record.id is not None]
 
     @property
     def leaked(self) -> list[Record]:
-        """Those that are not known to be over."""
+        """Sessions that could not be confirmed to be over."""
         return [record for record in self.created if record.open]
 
     @property
     def unresolved(self) -> list[Record]:
-        """Creations that may have led to a session whose id nobody knows."""
+        """Creations without a usable answer: each may have led to a session whose id is not known."""
         return [record for record in self.state.records.values() if record.unresolved]
 
     @property
     def failed(self) -> bool:
-        """Whether a session could not be confirmed to be over, or nobody can say."""
-        # Without the API's list the record still tells all that this machine created; without the record, nobody does.
+        """Whether a session could not be confirmed to be over, or the record does not tell."""
+        # Without the API's list the record still has all that this machine created; without the record, nothing has.
         no_record = self.problem is not None and not isinstance(self.problem, AnchorAPIError)
-        # What the API's list has not shown for seconds is likely nothing, as long as somebody goes on looking.
+        # What the API's list has not shown for seconds likely does not exist, as long as the reaper goes on looking.
         unseen = self.unresolved and (self.problem is not None or self.log is None)
         return bool(self.leaked or unseen or self.state.unreadable or no_record or self.interrupted)
 
@@ -125,7 +125,7 @@ class Report:
         for record in self.created:
             if verbose and not (record.note or record.open):
                 yield Line(
-                    f"{title(record)}: {'already over' if record.already else _HOW.get(record.ended_by, 'ended')}"
+                    f"{title(record)}: {'already over' if record.already else _ENDED_BY.get(record.ended_by, 'ended')}"
                 )
         yield from self._troubles()
         for recovery in self.recovered:
@@ -134,10 +134,13 @@ class Report:
     def _troubles(self) -> Iterator[Line]:
         if retried := sum(record.retried > 0 for record in self.state.records.values()):
             yield Line(f"{_count(retried, 'creation')} retried")
-        if waited := sum(self.state.waits.values()):
-            yield Line(
-                f"{_count(len(self.state.waits), 'creation')} waited {waited:.1f} s in all for what the plan allows"
-            )
+        waits = list(self.state.waits.values())
+        for seconds, what in (
+            ([wait.rate for wait in waits if wait.rate], "the plan's rate limit"),
+            ([wait.slot for wait in waits if wait.slot], "a free browser slot"),
+        ):
+            if seconds:
+                yield Line(f"{_count(len(seconds), 'creation')} waited {sum(seconds):.1f} s for {what}")
         if unreadable := self.state.unreadable:
             yield Line(
                 f"{_count(unreadable, 'line')} of the record cannot be read: sessions may be missing here",
@@ -157,12 +160,16 @@ class Report:
 
     def _sweep_command(self) -> str:
         """The command that goes on where this run has left off."""
-        urls = {one.base_url for one in (*self.leaked, *self.unresolved)}
+        urls = {record.base_url for record in (*self.leaked, *self.unresolved)}
         return sweep_command(self.folder.parent, urls.pop() if len(urls) == 1 else "")
 
     def _counts(self) -> str:
-        ended = Counter(map(_became, (one for one in self.created if not one.open)))
-        parts = [f"{ended[how]} {how}" for how in (*_HOW.values(), "already over", _UNUSED, "ended") if ended[how]]
+        ended = Counter(map(_describe_end, (record for record in self.created if not record.open)))
+        parts = [
+            f"{ended[words]} {words}"
+            for words in (*_ENDED_BY.values(), "already over", _UNUSED, "ended")
+            if ended[words]
+        ]
         if self.leaked:
             parts.append(f"{len(self.leaked)} leaked")
         if self.unresolved:
@@ -170,14 +177,14 @@ class Report:
         return f"{_count(len(self.created), 'session')} created" + (f": {', '.join(parts)}" if parts else "")
 
 
-def _became(record: Record) -> str:
+def _describe_end(record: Record) -> str:
     if record.ahead:
         return _UNUSED
-    return "already over" if record.already else _HOW.get(record.ended_by, "ended")
+    return "already over" if record.already else _ENDED_BY.get(record.ended_by, "ended")
 
 
 def teardown_section(failures: list[tuple[str, AnchorAPIError]]) -> str:
-    """What a test's own report says of sessions that its teardown could not end."""
+    """The section of a test's own report on sessions that its teardown could not end."""
     return "\n".join(
         f"session {session_id} was not ended: {error.reason}. It is recorded; the final sweep tries again."
         for session_id, error in failures
@@ -204,8 +211,8 @@ def _base_url_option(base_url: str) -> str:
 def describe(state: State) -> str:
     """What is left of a run, in a few words."""
     records = state.records.values()
-    parts = [f"{_count(sum(one.open for one in records), 'session')} open"]
-    if unresolved := sum(one.unresolved for one in records):
+    parts = [f"{_count(sum(record.open for record in records), 'session')} open"]
+    if unresolved := sum(record.unresolved for record in records):
         parts.append(f"{_count(unresolved, 'creation')} unresolved")
     if state.unreadable:
         parts.append(f"{_count(state.unreadable, 'line')} unreadable")
@@ -251,14 +258,14 @@ def span(seconds: float) -> str:
 
 
 def title(record: Record) -> str:
-    """Which session, of which test, in which worker."""
+    """A session with its test and its worker, for a line of the summary."""
     worker = "" if record.owner in ("main", "?") else f" [{printable(record.owner, 40)}]"
-    for_whom = "ahead of" if record.ahead else "of"
-    return f"{record.id or 'a creation'} {for_whom} {printable(record.test)}{worker}"
+    relation = "ahead of" if record.ahead else "of"
+    return f"{record.id or 'a creation'} {relation} {printable(record.test)}{worker}"
 
 
 def why(record: Record) -> str:
-    """Why it is not known to be over."""
+    """Why a session could not be confirmed to be over."""
     if record.error is None:
         return "it was not ended" if record.id else "no answer had come when its run ended"
     error = AnchorAPIError("", **record.error)

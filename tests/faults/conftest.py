@@ -8,8 +8,8 @@ import pytest
 from fault_server import FaultServer
 from real_runs import Suite
 
+from pytest_anchor.cleanup.policy import SweepPolicy
 from pytest_anchor.cleanup.recovery import Recovery, recover_all
-from pytest_anchor.cleanup.sweep import SweepPolicy
 from pytest_anchor.settings import Settings
 
 TABLE = Path(__file__).parents[2] / "docs" / "faults.md"
@@ -47,7 +47,7 @@ def next_run(here: Path, settings: Settings, quick: None) -> Callable[..., list[
 
     def next_run(**changes: object) -> list[Recovery]:
         theirs = settings._replace(folder=here / ".pytest_anchor" / "next", **changes)
-        return list(recover_all(theirs, SweepPolicy("recovery", (0.01,), 0.0, adopts=True)))
+        return list(recover_all(theirs, SweepPolicy("recovery", (0.01,), 0.0, ends_unrecorded=True)))
 
     return next_run
 

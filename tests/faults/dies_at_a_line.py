@@ -17,8 +17,10 @@ from types import CodeType, FrameType
 from typing import Any
 
 from pytest_anchor.api import AnchorAPI
+from pytest_anchor.api.caller import Caller
 from pytest_anchor.broker.owner import Owner, Request
-from pytest_anchor.budget import limits
+from pytest_anchor.budget import file_store, rules
+from pytest_anchor.budget.admission import Admission
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.settings import Settings, key_from_environment
 
@@ -28,15 +30,17 @@ TRACED: dict[CodeType, str] = {
         Owner.create,
         Owner._create_in_turn,
         Owner._create,
-        limits.Admission.begin,
-        limits.Limits.try_admit,
-        limits._write,
-        limits.Limits._begin,
+        Admission.wait,
+        file_store.FileStore.update,
+        file_store._write,
+        rules.try_admit,
         Run.append,
         Run._write,
         Run._guarded.__wrapped__,
         AnchorAPI.create,
-        AnchorAPI._call,
+        Caller.call,
+        Caller._attempts,
+        Caller._attempt,
         http.client.HTTPConnection.endheaders,
         http.client.HTTPConnection._send_output,
         http.client.HTTPConnection.send,

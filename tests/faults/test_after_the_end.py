@@ -30,12 +30,9 @@ def test_a(session_anchor_session):
 """
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_threads_that_wait_for_a_slot_create_nothing_when_the_run_is_over(
-    suite: Suite, server: FaultServer, workers: int
-):
+def test_threads_that_wait_for_a_slot_create_nothing_when_the_run_is_over(suite: Suite, server: FaultServer):
     suite.write(THREADS)
-    process = suite.start("--anchor-max-sessions=1", "-W", "ignore", workers=workers, reaper=True)
+    process = suite.start("--anchor-max-sessions=1", "-W", "ignore", workers=1, reaper=True)
     until((suite.folder / "ready").exists)
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(0.1)
@@ -61,10 +58,9 @@ def test_a(anchor_session):
 """
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_kill_after_the_registry_was_removed_leaves_nothing(suite: Suite, workers: int):
+def test_a_kill_after_the_registry_was_removed_leaves_nothing(suite: Suite):
     suite.write(REMOVES)
-    process = suite.start(workers=workers, reaper=True)
+    process = suite.start(workers=1, reaper=True)
     until((suite.folder / "ready").exists)
     assert len(suite.alive) == 2
     os.killpg(process.pid, signal.SIGKILL)
@@ -81,7 +77,7 @@ def test_the_next_run_recovers_what_is_in_a_registry_that_was_made_anew(suite: S
     suite.wait_for_quiet()
     assert len(suite.alive) == 2
     suite.write("def test_b(): pass\n")
-    run = suite.run()
+    run = suite.run_here()
     assert "recovered 2 sessions of the run that died" in run.section
     assert not suite.alive
 
@@ -112,8 +108,7 @@ def test_a(anchor_session, text):
 """
 
 
-@pytest.mark.parametrize("length", [140_000, 1_500_000])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("length", "workers"), [(140_000, 1), (1_500_000, 0)])
 def test_a_tests_id_may_be_of_any_length(suite: Suite, length: int, workers: int):
     suite.write(LONG.format(length=length, passes=True))
     run = suite.run("-q", workers=workers, reaper=True)
@@ -165,7 +160,7 @@ def test_a_wide_factory_does_not_serve_other_defaults_in_silence(suite: Suite):
         suite.write(
             f"def test_{folder}(session_anchor_session):\n    session_anchor_session()\n", f"{folder}/test_{folder}.py"
         )
-    run = suite.run()
+    run = suite.run_here()
     assert run.outcomes == {"passed": 1, "failed": 1}
     assert "b/test_b.py::test_b has an anchor_session_defaults of its own" in run.out
 
@@ -202,7 +197,7 @@ def test_second(anchor_session):
 
 def test_a_thread_of_an_earlier_test_is_that_tests(suite: Suite):
     suite.write(THREADS_OF_TWO_TESTS)
-    run = suite.run("-v")
+    run = suite.run_here("-v")
     lines = [line for line in run.section.splitlines() if " of test_it.py" in line]
     assert sorted(line.partition(" of ")[2].partition(":: ")[0] for line in lines) == [
         "test_it.py::test_first: by the sweep",

@@ -18,14 +18,14 @@ from real_runs import Suite, until
 from records import opened
 from side_by_side import side_by_side
 
-from pytest_anchor import api as api_module
 from pytest_anchor.__main__ import main
 from pytest_anchor.api import AnchorAPI
-from pytest_anchor.broker import broker
+from pytest_anchor.api import caller as caller_module
+from pytest_anchor.broker import reaper
 from pytest_anchor.broker.broker import Broker
 from pytest_anchor.broker.processes import Process
 from pytest_anchor.cleanup.recovery import recover_all
-from pytest_anchor.cleanup.sweep import sweep_run
+from pytest_anchor.cleanup.sweep import SweepTarget, sweep_run
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.settings import Settings
 
@@ -74,7 +74,7 @@ def reap(_api: AnchorAPI, run: Run, settings: Settings) -> None:
 
 
 ASKERS: list[Callable[[AnchorAPI, Run, Settings], object]] = [
-    lambda api, run, _settings: sweep_run(api, run, "r1", timeout=BUDGET),
+    lambda api, run, _settings: sweep_run(SweepTarget(api, run, "r1"), timeout=BUDGET),
     lambda _api, run, settings: list(recover_all(settings._replace(folder=run.folder.parent / "next"))),
     lambda _api, run, _settings: main(["sweep", f"--timeout={BUDGET}", f"--registry={run.folder.parent}"]),
     lambda _api, _run, _settings: main(["sweep", f"--timeout={BUDGET}", "--run-id=r1"]),
@@ -93,8 +93,8 @@ def test_no_answer_holds_anybody_beyond_his_budget(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ):
-    monkeypatch.setattr(api_module, "CALL_TIMEOUT", BUDGET / 4)  # of which `ls --remote` takes four
-    monkeypatch.setattr(broker, "REAPER_BUDGET", BUDGET)
+    monkeypatch.setattr(caller_module, "CALL_TIMEOUT", BUDGET / 4)  # of which `ls --remote` takes four
+    monkeypatch.setattr(reaper, "REAPER_BUDGET", BUDGET)
     api = AnchorAPI(server.url, KEY)
     for method in ("GET", "DELETE"):
         server.fail_always(method, HOLDS[name])

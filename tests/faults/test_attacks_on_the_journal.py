@@ -22,11 +22,14 @@ from records import ERROR, opened
 
 from pytest_anchor.__main__ import main
 from pytest_anchor.api import AnchorAPI
+from pytest_anchor.cleanup.ending import end_sessions
+from pytest_anchor.cleanup.policy import SweepPolicy
 from pytest_anchor.cleanup.recovery import Recovery
-from pytest_anchor.cleanup.sweep import SweepPolicy, end_session, sweep_run
+from pytest_anchor.cleanup.sweep import SweepTarget, sweep_run
 from pytest_anchor.registry import journal as registry
-from pytest_anchor.registry.journal import Record, Run, State
+from pytest_anchor.registry.journal import Run
 from pytest_anchor.registry.locks import JOURNAL
+from pytest_anchor.registry.records import Record, State
 from pytest_anchor.reporting.summary import Report
 from pytest_anchor.tags import new_tag, run_tag
 
@@ -199,7 +202,7 @@ def test_forged_records_do_not_hold_a_sweep_beyond_its_budget(server: FaultServe
                 journal.write(json.dumps(line) + "\n")
     run.read()
     size = (run.folder / JOURNAL).stat().st_size
-    within(10, lambda: sweep_run(api, run, "r1", SweepPolicy(pauses=(0.01,), grace=0.0), timeout=0.3))
+    within(10, lambda: sweep_run(SweepTarget(api, run, "r1"), SweepPolicy(pauses=(0.01,), grace=0.0), timeout=0.3))
     assert (run.folder / JOURNAL).stat().st_size - size < 100_000  # what takes the time is to write each of them down
     assert server.count("DELETE") == 0
 
@@ -216,7 +219,11 @@ def test_a_list_without_end_does_not_hold_a_sweep_beyond_its_budget(
     server.fail_always("GET", faults.body(json.dumps({"data": {"items": items}}).encode()))
     problem = within(
         10,
-        lambda: sweep_run(api, run, "r1", SweepPolicy(pauses=(0.01,), grace=0.0, looks=True, adopts=True), timeout=0.5),
+        lambda: sweep_run(
+            SweepTarget(api, run, "r1"),
+            SweepPolicy(pauses=(0.01,), grace=0.0, always_lists=True, ends_unrecorded=True),
+            timeout=0.5,
+        ),
     )
     assert problem is not None
     assert len(run.state.records) < len(items)
@@ -233,7 +240,7 @@ def test_a_journal_that_somebody_has_locked_does_not_hold_a_sweep_beyond_its_bud
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         before = time.monotonic()
-        sweep_run(api, run, "r1", SweepPolicy(pauses=(0.01,), grace=0.0), timeout=budget)
+        sweep_run(SweepTarget(api, run, "r1"), SweepPolicy(pauses=(0.01,), grace=0.0), timeout=budget)
         assert time.monotonic() - before < budget + SLACK
     finally:
         os.close(lock)
@@ -259,8 +266,8 @@ def test_two_ends_at_once_leave_no_deadline_behind(server: FaultServer, api: Anc
         opened(server, api, run, f"inv-{number}")
         record = run.read().records[f"inv-{number}"]
         deadline = time.monotonic() + 0.5
-        ending = {"ended_by": "test", "deadline": deadline}
-        threads.append(threading.Thread(target=end_session, args=(api, run, record), kwargs=ending))
+        ending = {"policy": SweepPolicy("test"), "deadline": deadline}
+        threads.append(threading.Thread(target=end_sessions, args=(api, run, [record]), kwargs=ending))
         threads[-1].start()
         assert waiting[number].wait(5)
     for thread, answer in zip(threads, answers, strict=True):

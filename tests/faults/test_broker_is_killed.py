@@ -90,8 +90,7 @@ def test_b(anchor_session):
 """
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("is_created", [True, False], ids=["carried out", "not carried out"])
+@pytest.mark.parametrize(("workers", "is_created"), [(0, True), (1, False)], ids=["carried out", "not carried out"])
 def test_during_the_post(suite: Suite, workers: int, *, is_created: bool):
     sent = hold(suite, "POST")
     if not is_created:
@@ -129,11 +128,10 @@ def test_a(anchor_session):
 """
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_before_the_post_while_a_creation_waits_for_its_turn(suite: Suite, workers: int):
+def test_before_the_post_while_a_creation_waits_for_its_turn(suite: Suite):
     suite.server.cap = 1
     suite.write(WAITS_FOR_ITS_TURN)
-    process = suite.start(workers=workers, reaper=True)
+    process = suite.start(reaper=True)
     until(lambda: suite.alive)
     time.sleep(0.5)  # the thread has asked by now
     kill_broker(suite)
@@ -156,7 +154,7 @@ def test_a(anchor_session):
 """
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.0005, 0.001, 0.002, 0.005, 0.02])
+@pytest.mark.parametrize("delay", [0.0, 0.001, 0.005])
 def test_after_the_answer(suite: Suite, delay: float):
     def answer_and_kill(handler: faults._Handler, act: Callable[[], faults.Answer]) -> None:
         pid = find_broker(suite)
@@ -172,8 +170,7 @@ def test_after_the_answer(suite: Suite, delay: float):
     assert_nothing_is_left(suite, run)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("is_ended", [True, False], ids=["carried out", "not carried out"])
+@pytest.mark.parametrize(("workers", "is_ended"), [(1, True), (0, False)], ids=["carried out", "not carried out"])
 def test_during_the_delete(suite: Suite, workers: int, *, is_ended: bool):
     sent = hold(suite, "DELETE")
     if not is_ended:
@@ -190,8 +187,7 @@ def test_during_the_delete(suite: Suite, workers: int, *, is_ended: bool):
     assert_nothing_is_left(suite, run)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("workers", "times"), [(2, 1), (0, 2)])
 def test_during_the_last_sweep(suite: Suite, workers: int, times: int):
     kills = iter(range(times))
 
@@ -270,8 +266,7 @@ def test_a_slot_is_free_once_the_next_broker_has_ended_its_session(suite: Suite)
     assert_nothing_is_left(suite, run)
 
 
-@pytest.mark.parametrize("option", ["--anchor-end=background", "--anchor-prefetch=2"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("option", "workers"), [("--anchor-end=background", 2), ("--anchor-prefetch=2", 0)])
 def test_what_it_does_ahead_and_behind_is_not_lost(suite: Suite, option: str, workers: int):
     suite.write(
         FIND_BROKER + "import os, signal, pytest\n"
@@ -324,16 +319,15 @@ def test_a(anchor_session):
 """
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_together_with_its_run(suite: Suite, workers: int):
+def test_together_with_its_run(suite: Suite):
     suite.write(WAITS)
-    process = suite.start(workers=workers, reaper=True)
+    process = suite.start(workers=2, reaper=True)
     until((suite.folder / "there").exists)
     kill_all(suite)
     suite.outcome(process)
     assert len(suite.alive) == 1
     suite.write("def test_b(): pass\n")
-    run = suite.run(reaper=True)
+    run = suite.run_here()
     assert (run.status, run.alive) == (0, [])
     assert "1 session of the run that died" in run.section
     suite.wait_for_quiet()
@@ -351,7 +345,7 @@ def test_together_with_its_run_during_a_request(suite: Suite, method: str):
     sent.set()
     until(lambda: len(suite.server.sessions) > len(suite.strangers) and not suite.server.busy)
     suite.write("def test_b(): pass\n")
-    run = suite.run(reaper=True)
+    run = suite.run_here()
     assert (run.status, run.alive) == (0, [])
     suite.wait_for_quiet()
     suite.assert_settled()
@@ -368,7 +362,7 @@ def test_while_it_reaps(suite: Suite):
     suite.outcome(process)
     suite.server.fail_always("DELETE", None)
     suite.write("def test_b(): pass\n")
-    run = suite.run(reaper=True)
+    run = suite.run_here()
     assert (run.status, run.alive) == (0, [])
     suite.wait_for_quiet()
     suite.assert_settled()
@@ -436,14 +430,16 @@ def test_stopped_while_its_run_is_killed(suite: Suite):
 
 def test_a_second_ctrl_c_does_not_wait_for_a_broker_that_is_stopped(suite: Suite):
     suite.write(WAITS)
+    suite.write(FINISHING, "conftest.py")
     process = suite.start("--anchor-sweep-timeout=2", reaper=True)
     until((suite.folder / "there").exists)
     pid = find_broker(suite)
     os.kill(pid, signal.SIGSTOP)
     try:
-        for _ in range(2):
-            process.send_signal(signal.SIGINT)
-            time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        until((suite.folder / "finishing").exists)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
         before = time.monotonic()
         run = suite.outcome(process)
         assert time.monotonic() - before < 15

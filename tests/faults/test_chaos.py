@@ -24,9 +24,9 @@ from pytest_anchor.registry.locks import is_live
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
-RUNS = int(os.environ.get("CHAOS_RUNS", "10"))
+RUNS = int(os.environ.get("CHAOS_RUNS", "6"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
-AT_ONCE = 5
+AT_ONCE = 3
 QUIET_WITHIN = 90.0  # seconds
 
 SCOPES = ("anchor_session", *(f"{scope}_anchor_session" for scope in ("class", "module", "package", "session")))

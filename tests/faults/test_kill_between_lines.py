@@ -14,13 +14,16 @@ from pathlib import Path
 import pytest
 from fault_server import KEY, FaultServer
 from real_runs import environment
+from settings_for import settings_for
 
 from pytest_anchor.api import AnchorAPI
 from pytest_anchor.broker import broker as broker_module
+from pytest_anchor.broker import reaper as reaper_module
 from pytest_anchor.broker.broker import Broker
 from pytest_anchor.broker.processes import Process
+from pytest_anchor.cleanup.policy import SweepPolicy
 from pytest_anchor.cleanup.recovery import recover
-from pytest_anchor.cleanup.sweep import SweepPolicy, sweep_run
+from pytest_anchor.cleanup.sweep import SweepTarget, sweep_run
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.settings import Settings
 from pytest_anchor.tags import run_tag
@@ -57,7 +60,7 @@ def sessions_of(server: FaultServer, run: Run) -> list[str]:
 
 def sweep(api: AnchorAPI, run: Run) -> None:
     """What the reaper does."""
-    assert sweep_run(api, run, run.folder.name, SweepPolicy("reaper", (0.1,), GRACE), timeout=10.0) is None
+    assert sweep_run(SweepTarget(api, run, run.folder.name), SweepPolicy("reaper", (0.1,), GRACE), timeout=10.0) is None
 
 
 def recovery(api: AnchorAPI, run: Run) -> None:
@@ -67,18 +70,7 @@ def recovery(api: AnchorAPI, run: Run) -> None:
 
 def takeover(api: AnchorAPI, run: Run) -> None:
     """What the next broker of the same run does, with no process of the run alive any more."""
-    settings = Settings(
-        run_id=run.folder.name,
-        folder=run.folder,
-        owner="main",
-        base_url=api.base_url,
-        api_key=KEY,
-        local=False,
-        chromium="",
-        on_leak="fail",
-        sweep_timeout=10.0,
-        reaper=True,
-    )
+    settings = settings_for(run.folder, base_url=api.base_url, api_key=KEY, sweep_timeout=10.0, max_sessions=None)
     over = threading.Event()
     broker = Broker(settings, over.set)
     broker.start(Process("main", NO_PROCESS))
@@ -95,8 +87,9 @@ def registry(settings: Settings) -> Settings:
 def test_a_kill_before_any_line_loses_nothing(
     server: FaultServer, api: AnchorAPI, registry: Settings, monkeypatch: pytest.MonkeyPatch, clean_up
 ):
-    monkeypatch.setattr(broker_module, "KILLED_GRACE", GRACE)
-    monkeypatch.setattr(broker_module, "LONG_PAUSES", (0.1,))
+    for module in (broker_module, reaper_module):
+        monkeypatch.setattr(module, "KILLED_GRACE", GRACE)
+        monkeypatch.setattr(module, "LONG_PAUSES", (0.1,))
     server.cap = 100_000
     stranger = server.add("pytest-anchor", "pytest-anchor:run=another")
     lines = die(registry)
@@ -108,7 +101,7 @@ def test_a_kill_before_any_line_loses_nothing(
     assert {
         "Owner.create",
         "Owner._create",
-        "Limits.try_admit",
+        "FileStore.update",
         "_write",
         "Run.append",
         "Run._write",

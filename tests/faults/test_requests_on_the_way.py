@@ -24,11 +24,10 @@ def twice(_handler: object, act: Callable[[], faults.Answer]) -> faults.Answer:
     return act()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_creation_that_was_repeated_is_ended_twice(suite: Suite, workers: int):
+def test_a_creation_that_was_repeated_is_ended_twice(suite: Suite):
     suite.server.fail("POST", twice)
     suite.write(ONE)
-    run = suite.run(workers=workers)
+    run = suite.run_here()
     assert (run.status, run.outcomes) == (0, {"passed": 1})
     assert len(suite.server.sessions) == len(suite.strangers) + 2
     assert not run.alive
@@ -45,10 +44,10 @@ def test_a_creation_that_was_repeated_is_ended_twice_after_a_kill(suite: Suite):
 
 def test_the_last_look_costs_one_request_and_none_where_nothing_was_created(suite: Suite):
     suite.write(ONE + ONE.replace("test_a", "test_b"))
-    suite.run()
+    suite.run_here()
     assert suite.server.count("GET") == 1
     suite.server.fail_always("POST", faults.status(400))
-    run = suite.run()
+    run = suite.run_here()
     assert run.outcomes == {"failed": 2}
     assert suite.server.count("GET") == 1
 
@@ -56,7 +55,7 @@ def test_the_last_look_costs_one_request_and_none_where_nothing_was_created(suit
 def test_a_last_look_that_fails_is_told_and_fails_no_run(suite: Suite):
     suite.server.fail_always("GET", faults.status(403, "these words"))
     suite.write(ONE)
-    run = suite.run()
+    run = suite.run_here()
     assert (run.status, run.outcomes) == (0, {"passed": 1})
     assert "the sweep is incomplete: could not list the run's sessions: HTTP 403" in run.section
 
@@ -124,7 +123,7 @@ def test_what_was_never_sent_is_a_refusal_that_names_what_stood_in_the_way(suite
     env = {name: value.replace("ADDRESS", refuses.address) for name, value in env.items()}
     suite.write("def test_a(anchor_session):\n    anchor_session()\n")
     begun = time.monotonic()
-    run = suite.run(env=environment(**env))
+    run = suite.run_here(env=environment(**env))
     assert (run.status, run.outcomes) == (1, {"failed": 1})
     assert re.search(f"AnchorAPIError: could not create a session: .*({says})", run.out), run.out
     assert names.replace("ADDRESS", refuses.address) in run.out
@@ -143,7 +142,7 @@ def test_a_creation_uses_no_connection_that_a_router_may_have_forgotten(suite: S
         "def test_a(anchor_session):\n    anchor_session().end()\n    time.sleep(5.5)\n    anchor_session().end()\n"
     )
     before = server.connections
-    run = suite.run()
+    run = suite.run_here()
     assert run.outcomes == {"passed": 1}
     assert server.connections - before >= 2
 

@@ -181,7 +181,7 @@ def test_a(anchor_session, request):
 @pytest.mark.parametrize(("room", "creations"), [("10", 2), ("intent + 10", 3)], ids=["for-no-intent", "for-no-id"])
 def test_a_journal_that_cannot_grow(suite: Suite, room: str, creations: int):
     suite.write(NO_SPACE.replace("ROOM", room))
-    run = suite.run()
+    run = suite.run_here()
     assert_clean(run, passed=1)
     assert run.status == 0
     # Each is ended before the next is made: also the one whose id could not be written down.
@@ -208,8 +208,7 @@ def full_disk(suite: Suite) -> None:
             filler.write(bytes(4096))
 
 
-@pytest.mark.parametrize("arrange", [file_in_the_way, link_in_the_way, full_disk])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("arrange", "workers"), [(file_in_the_way, 0), (link_in_the_way, 2), (full_disk, 0)])
 def test_an_unusable_registry_refuses_before_anything_is_created(
     suite: Suite, arrange: Callable[[Suite], None], workers: int
 ):
@@ -242,10 +241,9 @@ def test_threads(anchor_session, module_anchor_session):
 """
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_threads(suite: Suite, workers: int):
+def test_threads(suite: Suite):
     suite.write(THREADS)
-    run = suite.run_here(workers=workers)
+    run = suite.run_here()
     assert_clean(run, passed=1)
     assert run.status == 0
     assert "30 sessions created: 30 at teardown\n" in run.section

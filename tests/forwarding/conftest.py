@@ -13,14 +13,12 @@ import pytest
 from elsewhere import Elsewhere
 from playwright.sync_api import Browser, Playwright, sync_playwright
 from servers import Servers
+from settings_for import settings_for
 
 from pytest_anchor.client import Client
 from pytest_anchor.forwarding import credentials, forward
 from pytest_anchor.local.chromium import find
 from pytest_anchor.session import AnchorSession, AnchorSessionFactory
-from pytest_anchor.settings import Settings
-
-HOSTS = "localhost,127.0.0.1,[::1],*.localhost"
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +33,15 @@ def elsewhere() -> Iterator[Elsewhere]:
 def far_client(elsewhere: Elsewhere, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A test process's client of a run whose browsers are elsewhere."""
     folder: Path = tmp_path_factory.mktemp("forwarding") / ".pytest_anchor" / "inv"
-    settings = Settings(
-        run_id="r1",
-        folder=folder,
-        owner="main",
+    settings = settings_for(
+        folder,
         base_url=elsewhere.url,
         api_key=elsewhere.key,
-        local=False,
-        chromium="",
-        on_leak="fail",
-        sweep_timeout=10.0,
         reaper=False,
         max_sessions=0,
+        forward="on",
         socket_folder=f"/tmp/pytest-anchor-{os.urandom(8).hex()}",
         main_pid=os.getpid(),
-        forward_hosts=HOSTS,
     )
     client = Client(settings)
     yield client

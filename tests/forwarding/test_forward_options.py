@@ -41,7 +41,7 @@ def settings(pytester: pytest.Pytester):
     ],
 )
 def test_when_and_what(settings, options: list[str], ini: str, hosts: str):
-    assert settings(*options, ini=ini).forward_hosts == hosts
+    assert ",".join(settings(*options, ini=ini).forwarded_hosts) == hosts
 
 
 @pytest.mark.parametrize("options", [["--anchor-forward=yes"], ["--anchor-forward-hosts=*"]])

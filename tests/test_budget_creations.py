@@ -32,7 +32,7 @@ def test_a_creation_that_meets_a_429_waits_and_succeeds(server, serve, settings)
     assert server.times[1] - server.times[0] > 0.95
     state = Run(settings.folder).read()
     assert sorted(one.state for one in state.records.values()) == ["open", "refused", "refused"]
-    assert 1.0 < sum(state.waits.values()) < 1.0 + BUSY
+    assert 1.0 < sum(wait.rate for wait in state.waits.values()) < 1.0 + BUSY
     assert not any(one.retried for one in state.records.values()), "a 429 is not a failure"
 
 
@@ -180,7 +180,7 @@ def test_a_thread_that_may_end_a_session_is_waited_for(server, serve, settings):
 
 
 def test_what_is_waited_for_reaches_the_test_process(server, serve, settings, monkeypatch):
-    monkeypatch.setattr("pytest_anchor.budget.limits.REPORT_AFTER", 0.1)
+    monkeypatch.setattr("pytest_anchor.budget.admission.REPORT_AFTER", 0.1)
     client = serve(settings._replace(create_timeout=20.0))
     server.fail("POST", fs.status(429, Retry_After="1"))
     notes = []

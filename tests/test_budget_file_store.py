@@ -7,7 +7,7 @@ import time
 import pytest
 from limited_owners import BUSY, Registry, begin, in_background, wait_for
 
-from pytest_anchor.budget import limits as limits_module
+from pytest_anchor.budget.file_store import guarded
 from pytest_anchor.errors import AnchorLimitError, Limit
 
 
@@ -55,12 +55,12 @@ def test_a_file_that_is_odd_limits_nothing(registry, number):
     limits = registry.owner(cap=5, timeout=2)
     registry.file.write_bytes(text)
     assert not limits.is_crowded()
-    limits.holders()
+    limits.holders.describe(limits.store.read()[0].slots)
     limits.release_slots(["x"])
     registry.file.write_bytes(text)
     begin(limits)
     limits.record_rate_limited("n", 0.0, Limit(0.0, 5, 1.0))
-    assert limits._saved
+    assert limits.store._saved
 
 
 @pytest.mark.parametrize("what", ["fifo", "link", "folder", "device"])
@@ -129,11 +129,10 @@ def test_who_cannot_read_the_file_does_not_wait_for_others_for_ever(registry):
         begin(limits, "d", self_blocked=True)
 
 
-def test_a_lock_that_is_never_free_is_waited_for_once(registry, monkeypatch):
-    monkeypatch.setattr(limits_module, "LOCK_TIMEOUT", 0.5)
+def test_a_lock_that_is_never_free_is_waited_for_once(registry):
     limits = registry.owner(cap=5)
-    limits._patience = 0.5
-    with limits_module.guarded(registry.file, 1.0):
+    limits.store._lock_timeout = 0.5
+    with guarded(registry.file, 1.0):
         start = time.monotonic()
         for number in range(20):
             begin(limits, f"n{number % 5}")
@@ -143,10 +142,10 @@ def test_a_lock_that_is_never_free_is_waited_for_once(registry, monkeypatch):
 
 def test_an_interruption_as_a_change_begins_locks_nobody_out(registry):
     limits = registry.owner(cap=5)
-    cut_off = limits._changing()
+    cut_off = guarded(registry.file, 1.0)
     cut_off.__enter__()  # an exception just here makes `with` forget it
-    limits._patience = 0.1
-    limits.leave("ticket", "n")
+    limits.store._lock_timeout = 0.1
+    limits.leave_queue("ticket", "n")
     del cut_off
     in_background(lambda: begin(limits, "a")).join(BUSY)
     assert list(registry.state["slots"]) == ["a"]
@@ -154,13 +153,13 @@ def test_an_interruption_as_a_change_begins_locks_nobody_out(registry):
 
 def test_a_creation_that_is_interrupted_as_it_begins_holds_nothing(registry, monkeypatch):
     limits = registry.owner(cap=1)
-    look = limits.try_admit
+    try_admit = limits.try_admit
 
-    def look_and_fail(*args, **kwargs):
-        assert look(*args, **kwargs).wait is None
+    def admit_and_fail(applicant):
+        assert try_admit(applicant).began is not None
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(limits, "try_admit", look_and_fail)
+    monkeypatch.setattr(limits, "try_admit", admit_and_fail)
     with pytest.raises(KeyboardInterrupt):
         begin(limits)
     assert (registry.state["slots"], registry.state["queue"]) == ({}, [])

@@ -1,4 +1,5 @@
-import json
+"""The journal: reading, locks, several writers."""
+
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,119 +10,9 @@ from processes import script
 from records import ERROR, INTENT, NO_IDS, intend, journal, journal_line
 
 from pytest_anchor.errors import AnchorRegistryError
+from pytest_anchor.registry import folders
 from pytest_anchor.registry import journal as registry
-from pytest_anchor.registry.journal import MAX_LINE, Run, State
-
-# events
-
-
-def test_the_life_of_a_session(run):
-    intend(run, "n1", time=1)
-    record = run.read().records["n1"]
-    told = (
-        record.owner,
-        record.test,
-        record.time,
-        record.base_url,
-        record.fingerprint,
-        record.run_id,
-        record.folder_inode,
-    )
-    assert told == ("main", "t.py::x", 1.0, "http://b", "f", "r1", run.folder.stat().st_ino)
-    assert (record.state, record.unresolved, record.open, record.id) == ("pending", True, False, None)
-    run.append("created", "n1", id="abc", signature="s")
-    run.read()
-    assert (record.state, record.unresolved, record.open, record.id) == ("open", False, True, "abc")
-    assert record.signature == "s"
-    run.append("failed", "n1", error=ERROR)
-    run.read()
-    assert (record.open, record.error) == (True, ERROR)
-    run.append("ended", "n1", ended_by="sweep", already=True, note="hm")
-    run.read()
-    assert (record.state, record.open, record.unresolved, record.error) == ("ended", False, False, None)
-    assert (record.ended_by, record.already, record.note) == ("sweep", True, "hm")
-
-
-def test_what_is_over_stays_so_though_somebody_finds_it_later(run):
-    run.append("created", "n1", id="abc", signature="s")
-    run.append("ended", "n1", ended_by="sweep", already=False)
-    run.append("created", "n1", id="abc", signature="s")
-    assert run.read().records["n1"].state == "ended"
-
-
-def test_what_ctrl_c_interrupts_is_read_again(run, monkeypatch):
-    def interrupt(_state, _line):
-        raise KeyboardInterrupt
-
-    intend(Run(run.folder), "n1")
-    with monkeypatch.context() as patch:
-        patch.setattr(State, "apply", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run.read()
-    assert list(run.read().records) == ["n1"]
-
-
-def test_a_lost_creation_is_unresolved_until_it_is_found(run):
-    intend(run, "n1")
-    run.append("lost", "n1", time=9.0, error=ERROR)
-    record = run.read().records["n1"]
-    assert (record.state, record.unresolved, record.time, record.error) == ("lost", True, 9.0, ERROR)
-    run.append("created", "n1", id="abc", signature="s")
-    run.read()
-    assert (record.open, record.unresolved, record.error) == (True, False, None)
-
-
-def test_a_creation_ahead_is_a_tests_once_it_is_taken(run):
-    intend(run, "n1", ahead=True, retried=2)
-    record = run.read().records["n1"]
-    assert (record.ahead, record.retried, record.test) == (True, 2, "t.py::x")
-    run.append("taken", "n1", test="t.py::y")
-    record = Run(run.folder).read().records["n1"]
-    assert (record.ahead, record.retried, record.test) == (False, 2, "t.py::y")
-
-
-def test_what_was_waited_is_no_record_of_a_session(run):
-    run.append("waited", "n1", seconds=1.5)
-    assert (run.read().waits, run.state.records) == ({"n1": 1.5}, {})
-    assert run.state.settled
-
-
-def test_a_refused_creation_is_settled(run):
-    intend(run, "n1")
-    run.append("refused", "n1")
-    record = run.read().records["n1"]
-    assert (record.state, record.open, record.unresolved) == ("refused", False, False)
-
-
-def test_records_stay_in_the_order_of_their_intents(run):
-    for nonce in "cab":
-        intend(run, nonce)
-    run.append("created", "b", id="x", signature="s")
-    assert list(run.read().records) == ["c", "a", "b"]
-
-
-def test_taking_an_event_in_twice_changes_nothing():
-    events = [
-        INTENT,
-        {"event": "created", "nonce": "n", "id": "abc", "signature": "s"},
-        {"event": "ended", "nonce": "n", "ended_by": "test", "already": False},
-    ]
-    state = State()
-    for event in events:
-        state.apply(event)
-        once = dict(vars(state.records["n"]))
-        state.apply(event)
-        assert vars(state.records["n"]) == once
-    assert len(state.records) == 1
-
-
-def test_the_journal_is_json_lines(run):
-    intend(run, "n1", test="ümlaut[\n]")
-    lines = journal(run).read_bytes().split(b"\n")
-    assert len(lines) == 2
-    assert json.loads(lines[0])["test"] == "ümlaut[\n]"
-    assert lines[1] == b""
-
+from pytest_anchor.registry.journal import MAX_LINE, Run
 
 # reading
 
@@ -216,7 +107,7 @@ CREATED = {"event": "created", "nonce": "y", "id": "abc", "signature": "s"}
 LOST = {"event": "lost", "nonce": "y", "time": 1, "error": ERROR}
 FAILED = {"event": "failed", "nonce": "y", "error": ERROR}
 ENDED = {"event": "ended", "nonce": "y", "ended_by": "test", "already": False}
-WAITED = {"event": "waited", "nonce": "y", "seconds": 1.5}
+WAITED = {"event": "waited", "nonce": "y", "rate": 1.5, "slot": 0.5}
 
 
 @pytest.mark.parametrize("line", [INTENT, CREATED, LOST, FAILED, ENDED], ids=lambda line: line["event"])
@@ -253,8 +144,8 @@ GARBAGE = [
     journal_line(INTENT, time=10**400),
     journal_line(INTENT, folder_inode="here"),
     *(journal_line(INTENT, retried=one) for one in (-1, 10**7, "often", 1e999)),
-    *(journal_line(WAITED, seconds=one) for one in (-0.1, 10**7, "long", float("nan"), [])),
-    journal_line(WAITED, seconds=None),
+    *(journal_line(WAITED, rate=one) for one in (-0.1, 10**7, "long", float("nan"), [])),
+    journal_line(WAITED, slot=None),
     *(journal_line(one, nonce="é") for one in (INTENT, CREATED, WAITED)),
     journal_line(INTENT)[:-1],
     *(journal_line(CREATED, id=one) for one in [*NO_IDS, 7, True, ["all"], {}]),
@@ -405,7 +296,8 @@ assert set(run.read().records) == {"child", "parent"}, run.state
 
 
 def test_a_writer_that_stopped_is_not_waited_for(run, monkeypatch):
-    monkeypatch.setattr(registry, "LOCK_TIMEOUT", 0.1)
+    for module in (registry, folders):
+        monkeypatch.setattr(module, "LOCK_TIMEOUT", 0.1)
     waiting = Run(run.folder)
     with run._guarded(), pytest.raises(AnchorRegistryError, match="held its lock for over 0 seconds"):
         intend(waiting, "n1")

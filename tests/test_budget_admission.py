@@ -1,6 +1,5 @@
-"""The rate, the cap and the queue, over all that share a registry and an account."""
+"""Creations that wait for their turn, in the threads and processes of several owners that share a registry."""
 
-import json
 import multiprocessing
 import re
 import time
@@ -8,8 +7,8 @@ import time
 import pytest
 from limited_owners import BUSY, Registry, begin, in_background, wait_for
 
-from pytest_anchor.budget import limits as limits_module
-from pytest_anchor.budget.limits import BACKOFF, MARGIN
+from pytest_anchor.budget import admission, rules
+from pytest_anchor.budget.rules import MARGIN
 from pytest_anchor.errors import AnchorLimitError, Limit
 
 
@@ -53,52 +52,6 @@ def test_a_policy_paces_what_comes_after(registry):
     assert began[-1] - began[0] < 3 * (0.5 + MARGIN) + BUSY
 
 
-def test_a_refused_creation_uses_nothing_up(registry):
-    limits = registry.owner()
-    for _ in range(2):
-        limits.record_rate_limited("n", begin(limits).began, Limit(0.0, 1, 60.0))
-        time.sleep(limits._memory.until - time.time())
-    assert registry.state["starts"] == []
-
-
-@pytest.mark.parametrize("told", [0.0, None])
-def test_who_is_told_no_time_waits_longer_each_time(registry, monkeypatch, told):
-    limits = registry.owner(timeout=100)
-    now = 1_000_000.0
-    monkeypatch.setattr(limits_module.time, "time", lambda: now)
-    waits = []
-    for _ in range(9):
-        limits.record_rate_limited("n", 0.0, Limit(told, None, None))
-        waits.append(registry.state["until"] - now)
-        now += waits[-1]
-    for number, wait in enumerate(waits):
-        least = min(BACKOFF * 2**number, limits_module.MAX_BACKOFF)
-        assert least <= wait <= least * 1.1 + 1e-3
-    limits.succeeded()
-    assert registry.state["misses"] == 0
-
-
-def test_answers_to_what_was_under_way_at_the_first_429_are_no_news(registry):
-    limits = registry.owner()
-    for _ in range(16):
-        limits.record_rate_limited("n", 0.0, Limit(None, None, None))
-    assert registry.state["until"] - time.time() < 2 * BACKOFF
-
-
-def test_a_policy_without_a_time_is_waited_for_as_a_window(registry):
-    limits = registry.owner(timeout=100)
-    limits.record_rate_limited("n", 0.0, Limit(None, 5, 60.0))
-    assert 59 < registry.state["until"] - time.time() < 62
-
-
-def test_a_429_that_tells_nothing_is_no_matter_of_a_window_known_before(registry):
-    limits = registry.owner(timeout=100)
-    limits.record_rate_limited("n", 0.0, Limit(0.0, 5, 60.0))
-    time.sleep(max(0.0, registry.state["until"] - time.time()) + 0.01)
-    limits.record_rate_limited("n", 0.0, Limit(None, None, None))
-    assert registry.state["until"] - time.time() < 10
-
-
 def test_waiting_that_would_take_too_long_is_refused_at_once(registry):
     limits = registry.owner(timeout=5)
     limits.record_rate_limited("n", 0.0, Limit(60.0, 5, 60.0))
@@ -112,52 +65,8 @@ def test_waiting_that_would_take_too_long_is_refused_at_once(registry):
     assert registry.state["queue"] == []
 
 
-def test_what_is_told_is_believed_for_an_hour(registry, monkeypatch):
-    limits = registry.owner()
-    limits.record_rate_limited("n", 0.0, Limit(0.1, 1, 3000.0))
-    later = time.time() + limits_module.KNOWN_FOR
-    monkeypatch.setattr(limits_module.time, "time", lambda: later)
-    begin(limits), begin(limits)
-
-
-@pytest.mark.parametrize("change", [-7200, -1800, -5, 7200])
-def test_a_clock_that_jumps_holds_nobody(registry, change):
-    limits = registry.owner(timeout=20)
-    begin(limits)
-    limits.record_rate_limited("n", 0.0, Limit(15.0, 1, 15.0))
-    state = registry.state
-    for name in ("until", "set_at", "learned"):
-        state[name] -= change
-    state["starts"] = [one - change for one in state["starts"]]
-    registry.file.write_text(json.dumps(state))
-    start = time.monotonic()
-    begin(limits)
-    assert time.monotonic() - start < BUSY
-
-
-@pytest.mark.parametrize("change", [3600, -3600])
-def test_a_clock_that_jumps_while_some_wait_holds_nobody(registry, monkeypatch, change):
-    limits, clock, offset = registry.owner(timeout=30), time.time, [0.0]
-    monkeypatch.setattr(limits_module.time, "time", lambda: clock() + offset[0])
-    limits.record_rate_limited("n", 0.0, Limit(20.0, 5, 20.0))
-    threads = [in_background(lambda: begin(limits)) for _ in range(4)]
-    wait_for(lambda: len(registry.state["queue"]) == 4)
-    offset[0] = change
-    for thread in threads:
-        thread.join(BUSY)
-        assert not thread.is_alive()
-
-
-def test_who_waits_as_the_file_begins_anew_stays_before_those_who_come_later(registry):
-    limits, now = registry.owner(), time.time()
-    sooner, later = (limits.admission("t", lambda _text: None) for _ in range(2))
-    sooner.queue_entry(limits_module._State(last=5), "inv", "main", now)
-    anew = limits_module._State()
-    assert sooner.queue_entry(anew, "inv", "main", now).number < later.queue_entry(anew, "inv", "main", now).number
-
-
 def test_a_killed_waiter_delays_nobody(registry, monkeypatch):
-    monkeypatch.setattr(limits_module, "HEARTBEAT_TIMEOUT", 1.0)
+    monkeypatch.setattr(rules, "HEARTBEAT_TIMEOUT", 1.0)
     limits = registry.owner(timeout=30)
     limits.record_rate_limited("n", 0.0, Limit(2.0, 1, 60.0))
     waiter = registry.owner("gw7")
@@ -191,18 +100,6 @@ def test_first_asked_first_served_over_all_owners(registry):
         owners[number].release_slots([f"n{number}"])
         wait_for(lambda before=before: len(order) > before)
     assert order == [2, 1, 3]
-
-
-def test_who_has_a_smaller_cap_of_his_own_does_not_hold_up_the_others(registry):
-    small, large = registry.owner("gw0", cap=1), registry.owner("gw1", cap=2)
-    begin(small, "n0")
-    waiter = in_background(lambda: begin(small, "n1"))
-    wait_for(lambda: registry.state["queue"])
-    begin(large, "n2")
-    small.release_slots(["n0"])
-    large.release_slots(["n2"])
-    waiter.join(BUSY)
-    assert not waiter.is_alive()
 
 
 def test_the_slots_of_the_dead_are_free_when_their_sessions_are_over(registry):
@@ -368,30 +265,9 @@ def test_the_error_says_who_holds_what(registry):
     )
 
 
-def test_what_nobody_waits_for_begins_only_where_it_is_in_nobodys_way(registry):
-    limits = registry.owner(cap=2)
-    assert limits.begin_now("a") is not None
-    begin(limits, "b")
-    assert limits.begin_now("c") is None
-    limits.release_slots(["a"])
-    limits.record_rate_limited("x", 0.0, Limit(30.0, None, None))
-    assert limits.begin_now("c") is None
-
-
-@pytest.mark.parametrize(("quota", "ahead"), [(1, 0), (2, 1), (5, 2)])
-def test_half_of_what_a_window_allows_is_left_to_those_that_somebody_waits_for(registry, quota, ahead):
-    limits = registry.owner()
-    limits.record_rate_limited("x", 0.0, Limit(0.0, quota, 600.0))
-    wait_for(lambda: registry.state["until"] < time.time())
-    begun = [limits.begin_now(f"a{n}") for n in range(quota)]
-    assert [one is not None for one in begun] == [True] * ahead + [False] * (quota - ahead)
-    for n in range(quota - ahead):
-        begin(limits, f"b{n}")
-
-
 def test_a_cap_beyond_all_measure_is_one_that_the_file_can_hold(registry):
     limits = registry.owner(cap=10**30, timeout=0.2)
-    assert limits.cap == limits_module.MAX_CAP
+    assert limits.cap == rules.MAX_CAP
     limits.record_rate_limited("x", 0.0, Limit(0.1, None, None))
     waiter = in_background(lambda: begin(registry.owner("gw0", cap=10**30)))
     wait_for(lambda: registry.state["queue"])
@@ -407,8 +283,8 @@ def test_between_its_looks_it_calls_back_whatever_it_waits_for(registry):
     limits = registry.owner(cap=1)
     calls = []
     limits.record_rate_limited("x", 0.0, Limit(0.4, None, None))
-    begin(limits, "a", meanwhile=lambda **_: calls.append("rate"))
-    waiter = in_background(lambda: begin(limits, "b", meanwhile=lambda **_: calls.append("cap")))
+    begin(limits, "a", between_polls=lambda **_: calls.append("rate"))
+    waiter = in_background(lambda: begin(limits, "b", between_polls=lambda **_: calls.append("cap")))
     wait_for(lambda: "cap" in calls)
     limits.release_slots(["a"])
     waiter.join(BUSY)
@@ -426,18 +302,18 @@ def test_what_the_callback_raises_ends_the_wait_and_leaves_the_queue(registry):
     begin(limits, "a")
     start = time.monotonic()
     with pytest.raises(WithdrawnError):
-        begin(limits, "b", meanwhile=withdraw)
+        begin(limits, "b", between_polls=withdraw)
     assert time.monotonic() - start < BUSY
     assert registry.state["queue"] == []
     assert list(registry.state["slots"]) == ["a"]
 
 
 def test_what_is_waited_for_is_reported_once_it_takes_long(registry, monkeypatch):
-    monkeypatch.setattr(limits_module, "REPORT_AFTER", 0.3)
+    monkeypatch.setattr(admission, "REPORT_AFTER", 0.3)
     limits, reports = registry.owner(cap=1, timeout=1), []
-    begin(limits, "a", tell=lambda text: reports.append(("a", text)))
+    begin(limits, "a", report_wait=lambda text: reports.append(("a", text)))
     start = time.monotonic()
     with pytest.raises(AnchorLimitError):
-        begin(limits, "b", test="t.py::b", tell=lambda text: reports.append((time.monotonic() - start, text)))
+        begin(limits, "b", test="t.py::b", report_wait=lambda text: reports.append((time.monotonic() - start, text)))
     assert min(when for when, _ in reports) > 0.3
     assert {text for _, text in reports} == {"t.py::b waits for a session to end: 1 of at most 1 are open"}

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 
-NAMES = ("unused", "create_end", "journal", "limits", "suite", "sweep", "pace", "scale", "broker")
+NAMES = ("unused", "create_end", "journal", "limits", "suite", "sweep", "pace", "scale", "broker", "forwarding")
 
 
 def main(names: list[str]) -> None:

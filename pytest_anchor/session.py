@@ -49,6 +49,11 @@ class AnchorSession:
         return self._id
 
     @property
+    def nonce(self) -> str:
+        """The name of the session's creation, by which the run's broker knows the session."""
+        return self._life.nonce
+
+    @property
     def cdp_url(self) -> str:
         """The WebSocket URL for the Chrome DevTools Protocol.
 

@@ -59,6 +59,8 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     :param end_in_background: whether a teardown leaves its sessions' end to the background.
     :param playwright: where Playwright's browsers run: ``off`` here, or on a session per ``worker`` or ``test``.
     :param recorded: whether a test's first context is the session's own, which Anchor records.
+    :param forward: ``auto``, ``on`` or ``off``; see :attr:`forwarded_hosts`.
+    :param forward_hosts: the names by which sessions' browsers reach the test machine, with commas between them.
     :param own_registry: whether this is a worker that keeps its own, as it sees another disk than the controller.
     :param socket_folder: where the run's processes on this machine find its broker.
     :param main_pid: the process that the run is over with, 0 where it is on another machine.
@@ -82,6 +84,8 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     end_in_background: bool
     playwright: str
     recorded: bool
+    forward: str
+    forward_hosts: str
     own_registry: bool = False
     socket_folder: str = ""
     main_pid: int = 0
@@ -89,6 +93,12 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     def __repr__(self) -> str:
         shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name != "api_key")
         return f"Settings({', '.join(shown)})"
+
+    @property
+    def forwarded_hosts(self) -> list[str]:
+        """The names by which sessions' browsers reach the test machine, none where nothing is forwarded."""
+        is_here = self.local or _is_local_url(self.base_url)
+        return [] if self.forward == "off" or (self.forward == "auto" and is_here) else self.forward_hosts.split(",")
 
     def for_worker(self, owner: str, *, shares_disk: bool = True) -> dict[str, Any]:
         """The same settings for a worker, as plain built-ins.
@@ -236,6 +246,28 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def check_hosts(name: str, value: str) -> str:
+    """Return *value*, hosts with commas between them, without spaces and in small letters.
+
+    :raises AnchorConfigError: one of them is no host.
+    """
+    hosts = [host.strip().lower() for host in value.split(",") if host.strip()]
+    for host in hosts:
+        if not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:]+\]", host):
+            raise AnchorConfigError(
+                f"{name} takes hosts separated by commas, such as localhost, *.localhost, 127.0.0.1 or [::1], "
+                f"not {printable(host)!r}: no scheme, no port, and a star only before the first dot"
+            )
+    return ",".join(hosts)
+
+
+def _is_local_url(url: str) -> bool:
+    """Whether a base URL is on this machine."""
+    from urllib.parse import urlsplit
+
+    return _is_loopback(urlsplit(url).hostname or "")
 
 
 def check_seconds(name: str, value: str) -> float:

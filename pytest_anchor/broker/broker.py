@@ -17,6 +17,7 @@ from ..registry.locks import forget_process, is_run, note_process, process_names
 from ..registry.records import Record, State
 from ..reporting.summary import Report
 from ..settings import check_key
+from .forwarding import Forwarding
 from .observers import CrashSweep, LastSweep
 from .owner import Owner, Session
 from .processes import Process, Processes
@@ -49,6 +50,7 @@ class Broker:
         self.settings = settings
         self.waits = Waits()
         self.processes = Processes(self._process_is_gone)
+        self.forwarding = Forwarding(settings.forwarded_hosts, settings.folder)
         self._leave = leave
         self._lock = threading.RLock()
         self._sweeping = threading.RLock()  # the last sweep, or the reaper: one after the other
@@ -190,6 +192,16 @@ class Broker:
         with self._lock:
             return self._owners.get(process)
 
+    def forward(self, nonce: str, timeout: float) -> str:
+        """Have a session's browser reach this machine's localhost.
+
+        :returns: ``""``, or why that cannot be.
+        """
+        for owner, _ in self._by_owner([nonce]):
+            if url := owner.sessions[nonce].cdp_url:
+                return self.forwarding.attach(nonce, url, timeout)
+        return ""  # the session is over, or another broker has created it: whoever uses it will hear
+
     # Ends.
 
     def sessions(self, nonces: Iterable[str]) -> list[Session]:
@@ -200,6 +212,7 @@ class Broker:
     def end(self, nonces: Iterable[str], *, ended_by: str, timeout: float) -> dict[str, AnchorAPIError]:
         """End sessions within *timeout* seconds in all, and return the failures by nonce."""
         failures: dict[str, AnchorAPIError] = {}
+        self.forwarding.drop(nonces)
         deadline = time.monotonic() + timeout
         for owner, mine in self._by_owner(nonces):
             left = max(deadline - time.monotonic(), 0.0)
@@ -208,6 +221,7 @@ class Broker:
 
     def end_later(self, nonces: Iterable[str]) -> None:
         """End sessions in the background; what cannot be ended stays recorded."""
+        self.forwarding.drop(nonces)
         for owner, mine in self._by_owner(nonces):
             owner.end_later([session for nonce in mine if (session := owner.sessions.get(nonce))])
 
@@ -386,6 +400,7 @@ class Broker:
 
     def close(self) -> None:
         """Let go of the registry; what is open stays recorded."""
+        self.forwarding.close()
         with self._lock:
             if self._run is not None:
                 self._run.leave()

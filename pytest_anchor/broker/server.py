@@ -281,6 +281,15 @@ def _watch_waits(broker: Broker, _process: Process, peer: Connection, _message: 
     return {}
 
 
+def _forward(broker: Broker, _process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
+    return {"problem": broker.forward(message["nonce"], message["timeout"])}
+
+
+def _forward_contexts(broker: Broker, _process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
+    broker.forwarding.note_contexts(message["nonce"], message["credentials"], message["timeout"])
+    return {}
+
+
 VERBS: dict[str, Callable[[Broker, Process, Connection, dict[str, Any]], dict[str, Any]]] = {
     "create": _create,
     "end": _end,
@@ -293,4 +302,6 @@ VERBS: dict[str, Callable[[Broker, Process, Connection, dict[str, Any]], dict[st
     "sweep": _sweep,
     "report": _report,
     "watch waits": _watch_waits,
+    "forward": _forward,
+    "forward contexts": _forward_contexts,
 }

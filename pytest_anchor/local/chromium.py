@@ -68,6 +68,8 @@ _WRAPPER = '"$@" 3<&0 4>/dev/null </dev/null; rm -rf "$0" || { sleep 1; rm -rf "
 _FLAGS = (
     "--remote-debugging-pipe",
     "--remote-debugging-port=0",
+    # A page that comes back from there fires no load event, which Playwright's `go_back` waits for.
+    "--disable-back-forward-cache",
     "--disable-background-networking",
     "--disable-background-timer-throttling",
     "--disable-backgrounding-occluded-windows",

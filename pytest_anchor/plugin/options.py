@@ -21,6 +21,7 @@ from ..settings import (
     Settings,
     check_base_url,
     check_choice,
+    check_hosts,
     check_max_sessions,
     check_number,
     check_run_id,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pytest
+
+FORWARDED_HOSTS = "localhost,127.0.0.1,[::1],*.localhost"
 
 
 class Option(NamedTuple):
@@ -139,6 +142,19 @@ OPTIONS = {
         "new",
         setting="recorded",
         check=lambda name, value: check_choice(name, value, ("new", "recorded")) == "recorded",
+    ),
+    "forward": Option(
+        "auto|on|off",
+        "whether the test machine's localhost is there for the browsers, too: on, off, or auto, which is on unless "
+        "they run on this machine anyway; needs pytest-anchor[playwright]",
+        "auto",
+        check=lambda name, value: check_choice(name, value, ("auto", "on", "off")),
+    ),
+    "forward_hosts": Option(
+        "HOSTS",
+        "the names by which they reach it, separated by commas",
+        FORWARDED_HOSTS,
+        check=check_hosts,
     ),
     "chromium": Option(
         "PATH",

@@ -1,0 +1,178 @@
+"""Starts the process that forwards this machine's localhost, and tells it of sessions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..registry.locks import open_file
+from ..settings import KEY_VARIABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+# As the broker itself is started: with its path of modules, and with this very package.
+_START = """
+import json, sys
+told = json.loads(sys.stdin.buffer.raw.readline())  # what follows is not read ahead
+sys.path[:] = told["path"]
+from importlib.util import module_from_spec, spec_from_file_location
+home = told["home"]
+spec = spec_from_file_location("pytest_anchor", home + "/__init__.py", submodule_search_locations=[home])
+sys.modules["pytest_anchor"] = module = module_from_spec(spec)
+spec.loader.exec_module(module)
+from pytest_anchor.forwarding.process import main
+main(told["hosts"])
+"""
+_HOME = str(Path(__file__).parents[1].absolute())
+LOG = "forwarding.log"
+MAX_STARTS = 5  # of the process by itself, where it dies while browsers need it
+
+
+class _Answer:
+    """What the process will have said to one message."""
+
+    def __init__(self) -> None:
+        self.arrived = threading.Event()
+        self.problem = ""
+
+
+class Forwarding:
+    """The process that forwards, started with the first session that needs it. Safe to use from several threads.
+
+    :param hosts: the names of this machine that are forwarded.
+    :param folder: the run's, for a log of what goes wrong.
+    """
+
+    def __init__(self, hosts: Sequence[str], folder: Path) -> None:
+        self._hosts = list(hosts)
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._answers: dict[int, _Answer] = {}
+        self._last = 0
+        self._reported: set[str] = set()
+        self._urls: dict[str, str] = {}  # of browsers that are attached to, by nonce
+        self._starts = 0
+        self._is_over = False
+
+    @property
+    def pid(self) -> int:
+        """The process's id, 0 where there is none."""
+        return self._process.pid if self._process is not None else 0
+
+    def attach(self, nonce: str, url: str, timeout: float) -> str:
+        """Forward for the browser of a session.
+
+        :param url: of its CDP; it contains the key.
+        :param timeout: seconds.
+        :returns: ``""``, or why that cannot be; the same reason only once.
+        """
+        problem = self._ask(timeout, verb="attach", nonce=nonce, url=url)
+        with self._lock:
+            if not problem:
+                self._urls[nonce] = url
+            if problem in self._reported:
+                return ""
+            self._reported.add(problem)
+        return problem
+
+    def note_contexts(self, nonce: str, credentials: Sequence[str] | None, timeout: float) -> None:
+        """Give credentials to the contexts of a browser that are new since this was last called."""
+        self._ask(timeout, verb="contexts", nonce=nonce, credentials=credentials)
+
+    def drop(self, nonces: Iterable[str]) -> None:
+        """Leave the browsers of sessions that are about to end; does not wait."""
+        nonces = list(nonces)
+        with self._lock:
+            for nonce in nonces:
+                self._urls.pop(nonce, None)
+            if self._process is not None:
+                with suppress(OSError):
+                    self._send(verb="drop", nonces=nonces)
+
+    def close(self) -> None:
+        """End the process; does not wait."""
+        with self._lock:
+            self._is_over = True
+            if self._process is not None and self._process.stdin is not None:
+                with suppress(OSError):
+                    self._process.stdin.close()
+
+    def _ask(self, timeout: float, **message: Any) -> str:
+        with self._lock:
+            try:
+                if self._process is None:
+                    self._process = self._start()
+                answer = self._send(**message)
+            except OSError as error:
+                return _failure(error.strerror or str(error))
+        if not answer.arrived.wait(timeout):
+            return _failure(f"it has not answered in {timeout:g} s")
+        return answer.problem
+
+    def _send(self, **message: Any) -> _Answer:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._last += 1
+        answer = self._answers[self._last] = _Answer()
+        self._process.stdin.write(json.dumps({"number": self._last, **message}).encode() + b"\n")
+        self._process.stdin.flush()
+        return answer
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._starts += 1
+        environment = {name: value for name, value in os.environ.items() if name not in KEY_VARIABLES}
+        log = open_file(self._folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            process = subprocess.Popen(  # noqa: S603 - our own modules
+                [sys.executable, "-W", "ignore", "-c", _START, str(self._folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+            )
+        finally:
+            os.close(log)
+        assert process.stdin is not None
+        told = {"path": sys.path, "home": _HOME, "hosts": self._hosts}
+        process.stdin.write(json.dumps(told).encode() + b"\n")
+        threading.Thread(target=self._read, args=(process,), name="forwarding", daemon=True).start()
+        return process
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            with suppress(ValueError, KeyError):
+                message = json.loads(line)
+                answer = self._answers.pop(message["number"])
+                answer.problem = message["problem"]
+                answer.arrived.set()
+        status = process.wait()
+        with self._lock:
+            for pipe in (process.stdin, process.stdout):
+                with suppress(OSError):  # what was not sent, is not needed
+                    pipe.close()  # type: ignore[union-attr]
+            self._process = None
+            left, self._answers = self._answers, {}
+            if self._urls and not self._is_over and self._starts < MAX_STARTS:
+                with suppress(OSError):
+                    self._process = self._start()
+                    for nonce, url in self._urls.items():
+                        self._send(verb="attach", nonce=nonce, url=url)
+        for answer in left.values():
+            answer.problem = _failure(f"it ended with status {status}, see {self._folder / LOG}")
+            answer.arrived.set()
+
+
+def _failure(why: str) -> str:
+    return (
+        f"this machine's localhost is not there for the browsers: the process that forwards it did not do so ({why}). "
+        "The run goes on without; --anchor-forward off silences this"
+    )

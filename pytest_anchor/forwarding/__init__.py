@@ -1,0 +1,43 @@
+"""The test machine's localhost, for a browser elsewhere. This module is the test process's side of it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..client import Client
+    from ..session import AnchorSession
+
+TIMEOUT = 60.0  # seconds until the browser must be attached to
+
+
+def forward(client: Client, session: AnchorSession) -> str:
+    """Have requests of a session's browser for this machine's localhost answered from here.
+
+    Call it before anything else connects to the browser: what is open by then is met all the same, but requests that
+    are under way are not. It does nothing where forwarding is off, and nothing a second time.
+
+    :returns: ``""``, or a sentence for the user on why it is not done; the same sentence only once in a run.
+    :raises AnchorError: the broker cannot be asked.
+    """
+    if not client.settings.forwarded_hosts:
+        return ""
+    answer = client.request("forward", timeout=TIMEOUT, again=True, nonce=session.nonce)
+    return str(answer["problem"])
+
+
+@contextmanager
+def credentials(client: Client, session: AnchorSession, user: str, password: str) -> Iterator[None]:
+    """Answer challenges of this machine's servers to the browser context that is made inside of the ``with`` block.
+
+    :raises AnchorError: the broker cannot be asked.
+    """
+    if not client.settings.forwarded_hosts:
+        yield
+        return
+    client.request("forward contexts", timeout=TIMEOUT, again=True, nonce=session.nonce, credentials=None)
+    yield
+    client.request("forward contexts", timeout=TIMEOUT, again=True, nonce=session.nonce, credentials=[user, password])

@@ -369,8 +369,10 @@ def test_route_of_context(context, page):
 def test_websocket_route(page):
     page.route_web_socket("ws://nowhere.test/", lambda socket: socket.on_message(lambda text: socket.send(text * 2)))
     page.goto("about:blank")
-    script = "new Promise(r => { const s = new WebSocket('ws://nowhere.test/'); s.onopen = () => s.send('a');" \
+    script = (
+        "new Promise(r => { const s = new WebSocket('ws://nowhere.test/'); s.onopen = () => s.send('a');"
         " s.onmessage = e => r(e.data) })"
+    )
     assert page.evaluate(script) == "aa"
 
 
@@ -470,8 +472,10 @@ def test_indexed_db_in_storage_state(own, site):
     context = own()
     page = context.new_page()
     page.goto(site)
-    page.evaluate("new Promise(r => { const q = indexedDB.open('d'); q.onupgradeneeded = () =>"
-                  " q.result.createObjectStore('s').put(1, 'k'); q.onsuccess = () => { q.result.close(); r() } })")
+    page.evaluate(
+        "new Promise(r => { const q = indexedDB.open('d'); q.onupgradeneeded = () =>"
+        " q.result.createObjectStore('s').put(1, 'k'); q.onsuccess = () => { q.result.close(); r() } })"
+    )
     state = context.storage_state(indexed_db=True)
     assert state["origins"][0]["indexedDB"]
     assert own(storage_state=state).storage_state(indexed_db=True)["origins"] == state["origins"]
@@ -546,8 +550,12 @@ def test_clipboard(own, site):
 
 def test_media(page):
     page.emulate_media(media="print", color_scheme="dark", reduced_motion="reduce", forced_colors="active")
-    assert page.evaluate("['print', '(prefers-color-scheme: dark)', '(forced-colors: active)']"
-                         ".map(q => matchMedia(q).matches)") == [True] * 3
+    assert (
+        page.evaluate(
+            "['print', '(prefers-color-scheme: dark)', '(forced-colors: active)'].map(q => matchMedia(q).matches)"
+        )
+        == [True] * 3
+    )
 
 
 def test_user_agent(own, site):
@@ -564,8 +572,12 @@ def test_javascript_disabled(own):
 
 def test_bypass_csp(own):
     context = own(bypass_csp=True)
-    context.route("**", lambda route: route.fulfill(
-        body="x", headers={"content-security-policy": "script-src 'none'", "content-type": "text/html"}))
+    context.route(
+        "**",
+        lambda route: route.fulfill(
+            body="x", headers={"content-security-policy": "script-src 'none'", "content-type": "text/html"}
+        ),
+    )
     page = context.new_page()
     page.goto("http://nowhere.test/")
     page.add_script_tag(content="window.added = 1")

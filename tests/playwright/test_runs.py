@@ -111,4 +111,4 @@ def test_sessions_ahead_and_ends_behind(suite: Suite, mode: str):
     run = suite.run(mode, "--anchor-prefetch", "2", "--anchor-end", "background", "--headed", "-rP")
     assert run.outcomes == {"passed": 5}, run.out
     assert len(suite.listed) - before == {"worker": 1, "test": 4}[mode]
-    assert f"taken: {({'worker': 0, 'test': 3}[mode])}" in run.out
+    assert f"taken: { ({'worker': 0, 'test': 3}[mode]) }" in run.out

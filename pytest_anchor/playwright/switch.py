@@ -10,6 +10,7 @@ import pytest
 
 from ..plugin.upcoming import CONNECTION
 from .downloads import replace_downloads
+from .history import replace_history
 from .launch import Launcher, Replacements, replace_launches
 from .life import Browsers, add_section, is_playwrights
 from .meaningless import OTHER_BROWSER
@@ -64,6 +65,7 @@ class Switch:
             raise pytest.UsageError(f"--browser {browsers[0]}: {OTHER_BROWSER.format(browsers[0])}")
         replace_launches(self._replacements, self._launcher)
         replace_downloads(self._replacements)
+        replace_history(self._replacements)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:

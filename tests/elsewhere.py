@@ -21,6 +21,8 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
+import requests
+
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 # Where there are no such networks: a Chromium to which this machine's names lead nowhere.
@@ -172,6 +174,10 @@ class Elsewhere:
         request.add_header("Content-Type", "application/json")
         with urllib.request.urlopen(request, timeout=60) as answer:
             return str(json.load(answer)["data"]["cdp_url"])
+
+    def __call__(self, method: str, path: str) -> requests.Response:
+        """The answer of its API."""
+        return requests.request(method, self.url + path, headers={"anchor-api-key": self.key}, timeout=60)
 
     def close(self) -> None:
         if self.relay is not None:

@@ -119,11 +119,9 @@ class Forwarding:
 
     def _send(self, **message: Any) -> _Answer:
         assert self._process is not None
-        assert self._process.stdin is not None
         self._last += 1
         answer = self._answers[self._last] = _Answer()
-        self._process.stdin.write(json.dumps({"number": self._last, **message}).encode() + b"\n")
-        self._process.stdin.flush()
+        _write(self._process, {"number": self._last, **message})
         return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -141,8 +139,8 @@ class Forwarding:
         finally:
             os.close(log)
         assert process.stdin is not None
-        told = {"path": sys.path, "home": _HOME, "hosts": self._hosts}
-        process.stdin.write(json.dumps(told).encode() + b"\n")
+        os.set_blocking(process.stdin.fileno(), False)
+        _write(process, {"path": sys.path, "home": _HOME, "hosts": self._hosts})
         threading.Thread(target=self._read, args=(process,), name="forwarding", daemon=True).start()
         return process
 
@@ -169,6 +167,22 @@ class Forwarding:
         for answer in left.values():
             answer.problem = _failure(f"it ended with status {status}, see {self._folder / LOG}")
             answer.arrived.set()
+
+
+def _write(process: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
+    """Send a line, and do not wait: the end of a session must not, for a process that is stopped.
+
+    :raises OSError: it does not read, and is killed.
+    """
+    assert process.stdin is not None
+    line = json.dumps(message).encode() + b"\n"
+    try:
+        written = os.write(process.stdin.fileno(), line)
+    except BlockingIOError:
+        written = 0
+    if written != len(line):
+        process.kill()
+        raise OSError(None, "it does not read what it is told")
 
 
 def _failure(why: str) -> str:

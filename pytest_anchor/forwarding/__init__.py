@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ..client import Client
     from ..session import AnchorSession
 
@@ -29,15 +26,10 @@ def forward(client: Client, session: AnchorSession) -> str:
     return str(answer["problem"])
 
 
-@contextmanager
-def credentials(client: Client, session: AnchorSession, user: str, password: str) -> Iterator[None]:
-    """Answer challenges of this machine's servers to the browser context that is made inside of the ``with`` block.
+def note_contexts(client: Client, session: AnchorSession, credentials: tuple[str, str] | None = None) -> None:
+    """Have this machine's servers answered with *credentials* in the contexts that are new since the last call.
 
+    :param credentials: user and password.
     :raises AnchorError: the broker cannot be asked.
     """
-    if not client.settings.forwarded_hosts:
-        yield
-        return
-    client.request("forward contexts", timeout=TIMEOUT, again=True, nonce=session.nonce, credentials=None)
-    yield
-    client.request("forward contexts", timeout=TIMEOUT, again=True, nonce=session.nonce, credentials=[user, password])
+    client.request("forward contexts", timeout=TIMEOUT, again=True, nonce=session.nonce, credentials=credentials)

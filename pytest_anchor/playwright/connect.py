@@ -24,10 +24,6 @@ _TIMED_OUT = re.compile(r"\bTimeout \d+ms exceeded")
 _sleep = sleep  # as it was before a test replaced it
 
 
-def prepare(session: AnchorSession) -> None:
-    """Do what must be done after a session is created and before Playwright connects to it; may block."""
-
-
 def connect(playwright: Any, session: AnchorSession, *, slow_mo: float = 0.0) -> Any:
     """Connect Playwright to *session*, whose browser may need a moment until it answers.
 
@@ -42,7 +38,6 @@ def connect(playwright: Any, session: AnchorSession, *, slow_mo: float = 0.0) ->
 
 async def _connect(chromium: Any, session: AnchorSession, slow_mo: float) -> Any:
     __tracebackhide__ = True
-    await apis.without_blocking(chromium, partial(prepare, session))
     options: dict[str, Any] = {"timeout": 1000 * ATTEMPT_TIMEOUT}
     if slow_mo:
         options["slow_mo"] = slow_mo

@@ -37,6 +37,7 @@ class LaunchedBrowser:
         self._verdict = ""
         self._disconnect = browser.close
         browser.close = self._replaced_close
+        sessions.prepare(browser, lease)
         setattr(browser, ATTRIBUTE, self)
 
     def _replaced_close(self, *args: Any, **options: Any) -> Any:

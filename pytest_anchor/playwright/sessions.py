@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..configuration import max_duration
 from ..errors import AnchorError
+from ..forwarding import forward
+from .credentials import forward_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -103,7 +105,14 @@ class Sessions:
                 return lease
             self.end(lease)
         begun = monotonic()
-        return Lease(create(**keywords), key, begun, is_used=False)
+        session = create(**keywords)
+        if problem := forward(self._plugin.client, session):  # before Playwright connects, or it would be too late
+            self._plugin.remark(problem)
+        return Lease(session, key, begun, is_used=False)
+
+    def prepare(self, browser: Any, lease: Lease) -> None:
+        """Complete what a connected browser takes from the test machine."""
+        forward_credentials(browser, self._plugin.client, lease.session)
 
     def give_back(self, lease: Lease, *, is_usable: bool) -> None:
         """Keep a session whose browser was closed for the next one, or end it."""

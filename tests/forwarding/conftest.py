@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,9 @@ from servers import Servers
 from settings_for import settings_for
 
 from pytest_anchor.client import Client
-from pytest_anchor.forwarding import credentials, forward
+from pytest_anchor.forwarding import forward
 from pytest_anchor.local.chromium import find
+from pytest_anchor.playwright.credentials import forward_credentials
 from pytest_anchor.session import AnchorSession, AnchorSessionFactory
 
 
@@ -72,17 +71,9 @@ def far_browser(request: pytest.FixtureRequest, playwright: Playwright) -> Itera
     else:
         session: AnchorSession = request.getfixturevalue("far_session")
         browser = playwright.chromium.connect_over_cdp(session.cdp_url)
+        forward_credentials(browser, request.getfixturevalue("far_client"), session)
     yield browser
     browser.close()
-
-
-@pytest.fixture
-def far_credentials(request: pytest.FixtureRequest) -> Callable[[str, str], AbstractContextManager[None]]:
-    """Give the browser contexts that are made within it credentials for this machine's servers."""
-    if os.environ.get("DIRECT"):
-        return lambda _user, _password: nullcontext()
-    client, session = request.getfixturevalue("far_client"), request.getfixturevalue("far_session")
-    return partial(credentials, client, session)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,10 @@ FAR, NEAR = "--anchor-base-url=https://api.example", "--anchor-base-url=http://l
 
 
 @pytest.fixture
-def settings(pytester: pytest.Pytester):
+def settings(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     """Read the settings that options and an ini file make."""
+
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # the two plugins for Playwright exclude each other
 
     def settings(*options: str, ini: str = "") -> Settings:
         pytester.makeini(f"[pytest]\n{ini}\n")

@@ -330,9 +330,8 @@ def test_credentials_in_a_url(page: Page, servers: Servers):
     assert fetched(page, f"{servers.url}/secret") == "secret"
 
 
-def test_credentials_of_a_context(far_browser: Browser, far_credentials, servers: Servers):
-    with far_credentials("user", "pass"):
-        context = far_browser.new_context(http_credentials={"username": "user", "password": "pass"})
+def test_credentials_of_a_context(far_browser: Browser, servers: Servers):
+    context = far_browser.new_context(http_credentials={"username": "user", "password": "pass"})
     other = far_browser.new_context()
     assert context.new_page().goto(f"{servers.url}/secret").text() == "secret"
     page = other.new_page()

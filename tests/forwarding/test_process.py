@@ -132,6 +132,15 @@ def test_it_is_killed(forwarding: Forwarding, browser, tmp_path: Path, until):
     assert pid not in processes_in(tmp_path)
 
 
+def test_a_process_that_is_stopped_holds_no_end(forwarding: Forwarding, browser, tmp_path: Path, until):
+    assert forwarding.attach("n", browser({}), 30) == ""
+    (pid,) = processes_in(tmp_path)
+    os.kill(pid, signal.SIGSTOP)
+    for number in range(5000):  # more than a pipe takes
+        forwarding.drop([f"some-other-session-{number}"])
+    until(lambda: pid not in processes_in(tmp_path))
+
+
 def test_a_connection_that_is_lost_is_made_again(forwarding: Forwarding, browser, until):
     connections: list[str] = []
     assert forwarding.attach("n", browser({"Target.getBrowserContexts": "close"}, connections), 30) == ""

@@ -648,8 +648,8 @@ def test_new_page_of_browser(browser):
 
 def test_event_on_context(context, site):
     seen = []
-    context.on("page", lambda page: seen.append("page"))
-    context.on("request", lambda request: seen.append("request"))
+    context.on("page", lambda _page: seen.append("page"))
+    context.on("request", lambda _request: seen.append("request"))
     context.on("console", lambda message: seen.append(message.text))
     page = context.new_page()
     page.goto(site)

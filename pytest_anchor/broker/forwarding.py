@@ -46,7 +46,7 @@ class _Answer:
 class Forwarding:
     """The process that forwards, started with the first session that needs it. Safe to use from several threads.
 
-    :param hosts: the names of this machine that are forwarded.
+    :param hosts: the names of this machine that are forwarded; none for no forwarding.
     :param folder: the run's, for a log of what goes wrong.
     """
 
@@ -74,6 +74,8 @@ class Forwarding:
         :param timeout: seconds.
         :returns: ``""``, or why that cannot be; the same reason only once.
         """
+        if not self._hosts:
+            return ""
         problem = self._ask(timeout, verb="attach", nonce=nonce, url=url)
         with self._lock:
             if not problem:
@@ -85,7 +87,8 @@ class Forwarding:
 
     def note_contexts(self, nonce: str, credentials: Sequence[str] | None, timeout: float) -> None:
         """Give credentials to the contexts of a browser that are new since this was last called."""
-        self._ask(timeout, verb="contexts", nonce=nonce, credentials=credentials)
+        if self._hosts:
+            self._ask(timeout, verb="contexts", nonce=nonce, credentials=credentials)
 
     def drop(self, nonces: Iterable[str]) -> None:
         """Leave the browsers of sessions that are about to end; does not wait."""

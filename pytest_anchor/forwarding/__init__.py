@@ -20,7 +20,7 @@ def forward(client: Client, session: AnchorSession) -> str:
     :returns: ``""``, or a sentence for the user on why it is not done; the same sentence only once in a run.
     :raises AnchorError: the broker cannot be asked.
     """
-    if not client.settings.forwarded_hosts:
+    if client.settings.forward == "off":
         return ""
     answer = client.request("forward", timeout=TIMEOUT, again=True, nonce=session.nonce)
     return str(answer["problem"])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def forward_credentials(browser: Any, client: Client, session: AnchorSession) -> None:
     """Have the ``http_credentials`` of the browser's new contexts hold for forwarded hosts as well."""
-    if client.settings.forwarded_hosts:
+    if client.settings.forward != "off":
         note = partial(note_contexts, client, session)
         for name in ("new_context", "new_page"):
             setattr(browser, name, _replacement(browser, getattr(browser, name), note))

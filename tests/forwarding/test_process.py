@@ -97,6 +97,11 @@ def test_a_browser_that_takes_it(forwarding: Forwarding, browser, tmp_path: Path
     assert forwarding.attach("n", url, 30) == ""
 
 
+def test_no_hosts(tmp_path: Path):
+    assert Forwarding([], tmp_path).attach("n", "ws://127.0.0.1:9/", 30) == ""
+    assert not processes_in(tmp_path)
+
+
 def test_a_browser_that_refuses_is_reported_once(forwarding: Forwarding, browser):
     problem = forwarding.attach("n", browser({"Fetch.enable": "'Fetch.enable' wasn't found"}), 30)
     assert "not possible ('Fetch.enable' wasn't found)" in problem

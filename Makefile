@@ -3,20 +3,26 @@
 
 bin := .venv/bin
 install := $(bin)/python -m pip install --quiet --disable-pip-version-check --editable
-demo := $(bin)/pytest -p pytest_anchor -n 2 -v examples
+demo := pytest -n 2 examples/tea_shop
 # The tests wait as much as they compute.
 workers := $(shell cpus=$$(getconf _NPROCESSORS_ONLN); echo $$((cpus < 12 ? 2 * cpus : 24)))
 in_parallel := -n $(workers) --dist worksteal
 
 .PHONY: demo test fast coverage bench setup chromium clean
 
+# The demo does without the plugins that `make test` installs for its own use, and without their names.
+demo: export PYTEST_ADDOPTS := --no-header -p no:playwright-asyncio -p no:asyncio -p no:run-parallel
 demo: .venv/demo chromium
-	$(demo) --anchor-local
+	@echo "examples/tea_shop is a suite for pytest-playwright that starts its own server and says nothing of Anchor."
+	@$(call run_demo,One session for each worker:,$(demo) --anchor-local --anchor-playwright worker)
+	@$(call run_demo,One session for each test:,$(demo) --anchor-local --anchor-playwright test)
 	@if [ -n "$${ANCHORBROWSER_API_KEY:-$${ANCHOR_API_KEY:-}}" ]; then \
-	  echo "Again, in the cloud, at $${ANCHORBROWSER_BASE_URL:-Anchor itself}:"; set -x; $(demo); \
+	  $(call run_demo,The same in the cloud at $${ANCHORBROWSER_BASE_URL:-Anchor itself}:,$(demo) --anchor-playwright test); \
 	else \
-	  echo "No line of it changes for the cloud: set ANCHORBROWSER_API_KEY, and this runs there as well."; \
+	  echo; echo "No line of it changes for the cloud: set ANCHORBROWSER_API_KEY, and this runs there as well."; \
 	fi
+
+run_demo = echo; echo "$(1)"; echo "$$ $(2)"; $(bin)/$(2)
 
 test: setup
 	$(bin)/ruff check
@@ -49,7 +55,7 @@ clean:
 	@$(find_python); \
 	echo "Setting up .venv with $$($$python --version)"; \
 	$$python -m venv --clear .venv
-	$(install) '.[local,test-fast]' playwright
+	$(install) '.[local,test-fast]' pytest-playwright
 	@touch $@
 
 .venv/dev: .venv/demo

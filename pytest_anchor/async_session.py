@@ -43,10 +43,9 @@ class AsyncAnchorSessionFactory:
         """
         __tracebackhide__ = True
         check_keywords(unknown, "async_anchor_session()")
-        create = partial(
-            self._factory, session=session, browser=browser, integrations=integrations, identities=identities
-        )
-        return await run_blocking(create, discard=_end_later)
+        given = {"session": session, "browser": browser, "integrations": integrations, "identities": identities}
+        keywords: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return await run_blocking(partial(self._factory, **keywords), discard=_end_later)
 
     def __repr__(self) -> str:
         return f"<Async{repr(self._factory)[1:]}"

@@ -9,11 +9,9 @@ import sys
 from _thread import start_new_thread
 from asyncio import CancelledError, all_tasks, current_task, get_running_loop, wait
 from contextlib import suppress
-from contextvars import copy_context
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from .client import DELEGATION, Delegation, WithdrawnError
+from .delegation import THREAD, Delegation, WithdrawnError
 from .other_tasks import can_end_a_session
 
 if TYPE_CHECKING:
@@ -69,7 +67,7 @@ class _Call(Generic[T]):
         start_new_thread(self._run, (on_done,))
 
     def _run(self, on_done: Callable[[], object]) -> None:
-        DELEGATION.set(self._delegation)
+        THREAD.delegation = self._delegation
         try:
             self._values.append(self._function())
         except BaseException as error:  # noqa: BLE001 - the task raises it
@@ -104,12 +102,11 @@ class AsyncioLoop:
     def __init__(self) -> None:
         self._loop = get_running_loop()
         self.task: object = current_task()
-        self._context = copy_context()  # the thread's own would make of its callbacks what the thread asks for
 
     def call_soon(self, function: Callable[..., object], *args: object) -> None:
         """Have the loop call a function; safe in any thread."""
         with suppress(RuntimeError):  # the loop is closed, and the task gone with it
-            self._loop.call_soon_threadsafe(function, *args, context=self._context)
+            self._loop.call_soon_threadsafe(function, *args)
 
     async def run(self, call: _Call[T]) -> T:
         """Run *call* and wait for it."""
@@ -142,12 +139,11 @@ class TrioLoop:
         self._has_finished: type[Exception] = trio.RunFinishedError
         self._token = self._trio.current_trio_token()
         self.task: Any = self._trio.current_task()
-        self._context = copy_context()  # as above
 
     def call_soon(self, function: Callable[..., object], *args: object) -> None:
         """Have the loop call a function; safe in any thread."""
         with suppress(self._has_finished):
-            self._token.run_sync_soon(partial(self._context.run, function, *args))
+            self._token.run_sync_soon(function, *args)
 
     async def run(self, call: _Call[T]) -> T:
         """Run *call* and wait for it."""

@@ -12,11 +12,11 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from _thread import allocate_lock, get_ident
+from _thread import get_ident
 from contextlib import suppress
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from .delegation import THREAD, WithdrawnError
 from .errors import AnchorError, AnchorRegistryError, Secret, rebuild
 from .launcher import Launcher, System, check_folder, exists, getpid, start_failure
 from .settings import check_key, key_from_environment
@@ -24,6 +24,7 @@ from .settings import check_key, key_from_environment
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .delegation import Delegation
     from .settings import Settings
 
 START_TIMEOUT = 30.0  # seconds until the broker must answer its first message
@@ -39,51 +40,6 @@ class _ClosedError(Exception):
 
     def __init__(self, *, sent: bool) -> None:
         self.sent = sent
-
-
-class WithdrawnError(AnchorError):
-    """The task that has asked for something is cancelled: see :class:`Delegation`."""
-
-
-class Delegation:
-    """What a helper thread asks for on behalf of a task of an event loop, which may be cancelled meanwhile.
-
-    :param call_soon: has the event loop call a function with arguments, from any thread.
-    :param others_go_on: whether another task of the loop may end a session meanwhile.
-    """
-
-    def __init__(self, call_soon: Callable[..., object], *, others_go_on: bool) -> None:
-        self.thread = get_ident()
-        self.call_soon = call_soon
-        self.others_go_on = others_go_on
-        self.is_withdrawn = False
-        self._lock = allocate_lock()
-        self._connection: _Connection | None = None
-
-    def withdraw(self) -> None:
-        """Close the connection of what was asked for, at the earliest when it has been sent.
-
-        So the broker decides what that means: a creation is cancelled, an end goes on. Safe in any thread.
-        """
-        with self._lock:
-            self.is_withdrawn = True
-            if self._connection is not None:
-                self._connection.shut_down()
-
-    def begin(self, connection: _Connection) -> None:
-        """Take in that an answer is waited for."""
-        with self._lock:
-            self._connection = connection
-            if self.is_withdrawn:
-                connection.shut_down()
-
-    def finish(self) -> None:
-        """Take in that the connection may be used for something else."""
-        with self._lock:
-            self._connection = None
-
-
-DELEGATION: ContextVar[Delegation | None] = ContextVar("pytest_anchor_delegation", default=None)
 
 
 class _Connection:
@@ -202,7 +158,7 @@ class Client:
     @property
     def is_self_blocked(self) -> bool:
         """Whether no session of this process can be ended while the calling thread, or its task, waits."""
-        delegation = DELEGATION.get()
+        delegation = THREAD.delegation
         if delegation and delegation.others_go_on:
             return False
         asking = delegation.thread if delegation else get_ident()
@@ -256,7 +212,7 @@ class Client:
         :raises WithdrawnError: it was withdrawn.
         """
         __tracebackhide__ = True
-        delegation = DELEGATION.get()
+        delegation = THREAD.delegation
         if self._is_over:
             raise AnchorError(f"no session was created for {arguments.get('test', '?')}: the run is over")
         patience = timeout + (SLACK if slack is None else slack)
@@ -291,7 +247,8 @@ class Client:
     def _take_in(self, connection: _Connection, answer: dict[str, Any]) -> dict[str, Any]:
         __tracebackhide__ = True
         self._is_stuck = False
-        if self._is_over:
+        delegation = THREAD.delegation
+        if self._is_over or (delegation and delegation.is_withdrawn):  # perhaps just after the answer had come
             self._drop(connection)
         else:
             self._idle.append(connection)

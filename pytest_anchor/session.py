@@ -176,6 +176,7 @@ class AnchorSessionFactory:
         self._after_create = after_create
         self._on_wait = on_wait
         self._sessions: list[tuple[_Life, AnchorSession]] = []
+        self._closings = 0  # how often its sessions were ended
 
     def __call__(
         self,
@@ -206,10 +207,13 @@ class AnchorSessionFactory:
         config = merge(self._defaults, {name: value for name, value in given.items() if value is not None})
         with_tags(config, [])  # refuses what has no such form, before anything is opened for it
         self._before_create()
+        closings = self._closings
         created = self._create(config)
         life = _Life(created["nonce"])
         handle = AnchorSession(self._client, created, life, config)
         self._sessions.append((life, handle))
+        if self._closings != closings:  # a thread, or a task of a loop that outlives its test, has come too late
+            handle.end_later()
         self._after_create()
         return handle
 
@@ -237,6 +241,7 @@ class AnchorSessionFactory:
         :returns: those that could not be ended; they stay recorded.
         :raises AnchorError: the broker cannot be asked.
         """
+        self._closings += 1
         left = {life: session for life, session in self._sessions if not life.is_over}
         failures = _end(self._client, list(left), ended_by="teardown", timeout=timeout) if left else {}
         return {left[life]: error for life, error in failures.items()}
@@ -246,6 +251,7 @@ class AnchorSessionFactory:
 
         :raises AnchorError: the broker cannot be asked.
         """
+        self._closings += 1
         if left := [life.nonce for life, _ in self._sessions if not life.is_over]:
             self._client.request("end later", timeout=END_TIMEOUT, again=True, nonces=left)
 

@@ -156,6 +156,23 @@ def test_leaving_the_context_in_a_cancelled_task_ends_the_session(run, server: F
     assert server.alive == []
 
 
+def test_leaving_the_context_in_a_cancelled_scope_of_anyio_ends_the_session(
+    server: FaultServer, client, factory, until
+):
+    anyio = pytest.importorskip("anyio")
+
+    async def main() -> None:
+        with anyio.CancelScope() as scope:  # which cancels its task again and again
+            async with await factory():
+                scope.cancel()
+                await anyio.sleep(DEADLINE)
+        assert scope.cancelled_caught
+        assert (await factory()).id in server.alive
+
+    in_asyncio(main)
+    until(lambda: states(client) == ["ended", "open"])
+
+
 def test_a_session_that_a_cancelled_task_cannot_take_is_ended(server: FaultServer, client, sync_factory, until):
     factory = AsyncAnchorSessionFactory(sync_factory)
 
@@ -231,6 +248,8 @@ def test_a_gather_of_creations_would_wait_for_itself(limited):
     async def main() -> None:
         with SELF:
             await asyncio.gather(limited(), limited(), limited())
+        with SELF:
+            await asyncio.gather(limited())
 
     in_asyncio(main)
 

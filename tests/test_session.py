@@ -168,6 +168,19 @@ def test_close_later_ends_what_is_left_and_does_not_wait(server, client, factory
     assert [record.ended_by for record in records(client)] == ["test", "teardown", "teardown"]
 
 
+@pytest.mark.parametrize("close", [lambda factory: factory.close(5), AnchorSessionFactory.close_later])
+def test_what_is_still_being_created_when_the_factory_is_closed_is_ended(server, client, factory, until, close):
+    server.held["POST"] = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        creation = pool.submit(factory)
+        until(lambda: server.count("POST"))
+        close(factory)
+        server.held["POST"].set()
+        creation.result(20)
+    until(lambda: states(client) == ["ended"])
+    assert factory().id in server.alive
+
+
 def test_close_of_an_unused_factory_opens_nothing(client, factory):
     assert factory.close(1) == {}
     assert not client.settings.folder.parent.exists()

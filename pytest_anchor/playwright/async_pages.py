@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .pages import disconnect, open_browser
+from .pages import Pages, disconnect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -27,6 +27,7 @@ NO_PLUGIN = (
     "or anyio's plugin with asyncio, runs. In others, use anchor_page, or async_anchor_session, which needs no plugin."
 )
 TRIO = "Playwright's asynchronous API needs asyncio: have anyio_backend return 'asyncio', or use async_anchor_session."
+TOO_OLD = "async_anchor_page needs pytest-asyncio 1.1 or newer, and {} is installed: pip install -U pytest-asyncio"
 
 
 def browser_of(request: pytest.FixtureRequest) -> Browser:
@@ -39,8 +40,10 @@ def browser_of(request: pytest.FixtureRequest) -> Browser:
         declare: Callable[..., Any] = pytest.fixture
         kind, scope = "anyio", "function"
     elif (marker := request.node.get_closest_marker("asyncio")) is not None:
-        from pytest_asyncio import fixture
+        from pytest_asyncio import __version__, fixture
 
+        if tuple(map(int, __version__.split(".")[:2])) < (1, 1):
+            pytest.fail(TOO_OLD.format(__version__), pytrace=False)
         scope = marker.kwargs.get("loop_scope") or _default_scope(request.config)
         kind, declare = scope, partial(fixture, loop_scope=scope)
     else:
@@ -73,9 +76,9 @@ def _fixtures(kind: str, declare: Callable[..., Any], scope: str) -> ModuleType:
             yield playwright
 
     async def browser(request: pytest.FixtureRequest, anchor_session: AnchorSessionFactory) -> AsyncIterator[Browser]:
-        opened = await open_browser(request.getfixturevalue(driver_name), anchor_session)
-        yield opened
-        await disconnect(opened)
+        launched = await Pages.of(request.config).launch(request.getfixturevalue(driver_name), anchor_session)
+        yield launched.browser
+        await disconnect(launched)
 
     module = ModuleType(browser_name)
     vars(module)["driver"] = declare(scope=scope, name=driver_name)(driver)

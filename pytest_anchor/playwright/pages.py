@@ -3,122 +3,117 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
-from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ..plugin.state import PLUGIN
 from . import apis
 from .connect import connect
+from .downloads import replace_downloads
+from .driver import MIXED_SUITE, MixedSuite, synchronous_playwright
+from .launch import Replacements
+from .life import Browsers, LaunchedBrowser, add_section
+from .sessions import Sessions, discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..session import AnchorSession, AnchorSessionFactory
+    from ..plugin.state import Plugin
+    from ..session import AnchorSessionFactory
 
-MISSING = "{} needs Playwright, which is not installed: pip install playwright (`playwright install` is not needed)"
-IN_A_LOOP = (
-    "anchor_page, anchor_context and anchor_browser are of Playwright's synchronous API, which does not work where an "
-    "event loop runs: in asynchronous tests, use async_anchor_page, async_anchor_context and async_anchor_browser."
-)
-IN_USE = (
-    "Playwright's synchronous API runs in this thread already, or an event loop does, and a thread can have one only. "
-    "Where the suite starts it in a fixture, call that one playwright, and anchor_page uses it."
+MISSING = (
+    "anchor_page, async_anchor_page and their kin need Playwright, which is not installed: pip install playwright "
+    "(`playwright install` is not needed)"
 )
 
 
-def check_installed(fixture: str) -> None:
+def check_installed() -> None:
     """Fail the test with the remedy where there is no Playwright."""
     if find_spec("playwright") is None:
-        pytest.fail(MISSING.format(fixture), pytrace=False)
+        pytest.fail(MISSING, pytrace=False)
 
 
-def open_browser(playwright: Any, factory: AnchorSessionFactory) -> Any:
-    """A browser of a new session, whose first context has a page.
+class Pages(Browsers):
+    """The browsers of the tests that run, as a plugin that says what has become of those that are gone."""
 
-    :param playwright: a ``Playwright`` of the synchronous or the asynchronous API.
-    :returns: a ``Browser``; with the asynchronous API, an awaitable of one.
-    """
-    __tracebackhide__ = True
-    return apis.run(playwright, _open(playwright, factory))
+    NAME = "pytest_anchor_pages"
+
+    def __init__(self, plugin: Plugin) -> None:
+        super().__init__()
+        self._sessions = Sessions(plugin, is_shared=False)
+        self._replacements = Replacements()
+        if plugin.client.settings.playwright == "off":  # else it is done already
+            replace_downloads(self._replacements)
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> Pages:
+        """The run's own, registered where a test needs it first."""
+        pages: Pages | None = config.pluginmanager.get_plugin(cls.NAME)
+        if pages is None:
+            pages = cls(config.stash[PLUGIN])
+            config.pluginmanager.register(pages, cls.NAME)
+        return pages
+
+    def launch(self, playwright: Any, factory: AnchorSessionFactory) -> Any:
+        """A browser on a new session, whose first context has a page.
+
+        :param playwright: a ``Playwright`` of the synchronous or the asynchronous API.
+        :returns: a :class:`LaunchedBrowser`; with the asynchronous API, an awaitable of one.
+        """
+        __tracebackhide__ = True
+        return apis.run(playwright, self._launch(playwright, factory))
+
+    async def _launch(self, playwright: Any, factory: AnchorSessionFactory) -> LaunchedBrowser:
+        __tracebackhide__ = True
+        take = partial(self._sessions.take, factory, {})
+        lease = await apis.without_blocking(playwright, take, discard(self._sessions))
+        browser = await apis.settle(connect(playwright, lease.session))
+        context = browser.contexts[0]
+        if not context.pages:
+            await apis.settle(context.new_page())
+        launched = LaunchedBrowser(browser, lease, None, self._sessions)
+        self.add(launched)
+        return launched
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Any:
+        """Say in a failed test's report which sessions were over."""
+        report = yield
+        if report.failed and call.excinfo is not None:
+            for text in self.explain(call.excinfo.value):
+                add_section(report, text)
+        return report
+
+    def pytest_unconfigure(self) -> None:
+        """Leave Playwright as it was."""
+        self._replacements.undo()
 
 
-async def _open(playwright: Any, factory: AnchorSessionFactory) -> Any:
-    __tracebackhide__ = True
-    session = await apis.without_blocking(playwright, factory, discard=_end_later)
-    browser = await apis.settle(connect(playwright, session))
-    context = browser.contexts[0]
-    if not context.pages:
-        await apis.settle(context.new_page())
-    return browser
-
-
-def _end_later(session: AnchorSession) -> None:
-    session.end_later()
-
-
-def disconnect(browser: Any) -> Any:
+def disconnect(launched: LaunchedBrowser) -> Any:
     """Disconnect Playwright; with the asynchronous API, return an awaitable of it."""
-    return apis.run(browser, _disconnect(browser))
+    return apis.run(launched.browser, _disconnect(launched))
 
 
-async def _disconnect(browser: Any) -> None:
+async def _disconnect(launched: LaunchedBrowser) -> None:
     try:
-        await apis.settle(browser.close())
+        await launched.disconnect()
     except Exception as error:
-        if browser.is_connected() or not apis.is_error(error):  # what is gone cannot be closed
+        if launched.browser.is_connected() or not apis.is_error(error):  # what is gone cannot be closed
             raise
-
-
-def synchronous_playwright(request: pytest.FixtureRequest) -> Any:
-    """The ``Playwright`` that this thread's tests share: a thread can have one only.
-
-    The suite's own fixture ``playwright``, which may be pytest-playwright's, comes first.
-    """
-    __tracebackhide__ = True
-    if _is_asynchronous(request.node):
-        pytest.fail(IN_A_LOOP, pytrace=False)
-    try:
-        playwright = request.getfixturevalue("playwright")
-    except pytest.FixtureLookupError as error:
-        if error.argname != "playwright":
-            raise
-    else:
-        if hasattr(playwright, "chromium") and not apis.is_async(playwright):
-            return playwright
-    return request.getfixturevalue("_anchor_playwright")
 
 
 @contextmanager
-def start_playwright(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Start the synchronous Playwright for as long as its fixture lives, or until an asynchronous test begins."""
-    from playwright.sync_api import Error, sync_playwright
-
-    try:
-        playwright = sync_playwright().start()
-    except Error:
-        pytest.fail(IN_USE, pytrace=False)
-    guard = _BeforeAsynchronousTests(request)
-    request.config.pluginmanager.register(guard)
-    try:
-        yield playwright
-    finally:
-        request.config.pluginmanager.unregister(guard)
-        playwright.stop()
-
-
-class _BeforeAsynchronousTests:
-    """Ends the synchronous Playwright before a test that needs an event loop: as long as it lives, its own one runs."""
-
-    def __init__(self, request: Any) -> None:
-        self._request = request
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        if _is_asynchronous(item):
-            self._request._fixturedef.finish(self._request)  # noqa: SLF001 - as pytest does at the end of its scope
-
-
-def _is_asynchronous(item: pytest.Item) -> bool:
-    return iscoroutinefunction(getattr(item, "obj", None))
+def synchronous_browser(request: pytest.FixtureRequest, factory: AnchorSessionFactory) -> Iterator[Any]:
+    """A browser for the requesting test, disconnected afterwards."""
+    __tracebackhide__ = True
+    launched = Pages.of(request.config).launch(synchronous_playwright(request), factory)
+    suite: MixedSuite | None = request.config.pluginmanager.get_plugin(MIXED_SUITE)
+    if suite is not None:
+        suite.has_browser = True
+    yield launched.browser
+    disconnect(launched)
+    if suite is not None:
+        suite.browser_is_closed()

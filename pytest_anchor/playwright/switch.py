@@ -12,7 +12,7 @@ from ..plugin.upcoming import CONNECTION
 from .downloads import replace_downloads
 from .history import replace_history
 from .launch import Launcher, Replacements, replace_launches
-from .life import Browsers, is_playwrights
+from .life import Browsers, add_section, is_playwrights
 from .meaningless import OTHER_BROWSER
 from .registration import NAME
 from .sessions import Holder, Sessions
@@ -119,10 +119,7 @@ class Switch:
         if report.failed and call.excinfo is not None and self._browsers.open:
             for text in self._browsers.explain(call.excinfo.value):
                 self._died_in = item
-                if hasattr(report.longrepr, "addsection"):
-                    report.longrepr.addsection("anchor", text)
-                else:
-                    report.sections.append(("anchor", text))
+                add_section(report, text)
         return report
 
     def pytest_unconfigure(self) -> None:

@@ -139,10 +139,9 @@ def anchor_browser(request: pytest.FixtureRequest, anchor_session: AnchorSession
     __tracebackhide__ = True
     from ..playwright import pages
 
-    pages.check_installed("anchor_browser")
-    browser = pages.open_browser(pages.synchronous_playwright(request), anchor_session)
-    yield browser
-    pages.disconnect(browser)
+    pages.check_installed()
+    with pages.synchronous_browser(request, anchor_session) as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -166,13 +165,13 @@ def async_anchor_browser(
     __tracebackhide__ = True
     from ..playwright import async_pages, pages
 
-    pages.check_installed("async_anchor_browser")
+    pages.check_installed()
     return async_pages.browser_of(request)
 
 
 @pytest.fixture(scope="session")
 def _anchor_playwright(request: pytest.FixtureRequest) -> Iterator[Playwright]:
-    from ..playwright.pages import start_playwright
+    from ..playwright.driver import start_playwright
 
     with start_playwright(request) as playwright:
         yield playwright

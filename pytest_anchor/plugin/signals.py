@@ -7,7 +7,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
-from ..client import DELEGATION
+from ..delegation import THREAD
 from ..launcher import getpid
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Termination:
 
     def catch(self) -> None:
         """Begin; does nothing outside the main thread, or where the signal is handled or ignored already."""
-        if delegation := DELEGATION.get():  # the task is one of the main thread, or of another
+        if delegation := THREAD.delegation:  # the task is one of the main thread, or of another
             delegation.call_soon(self.catch)
             return
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():

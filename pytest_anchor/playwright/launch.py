@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ..errors import AnchorConfigError, AnchorConnectionError
+from ..errors import AnchorAPIError, AnchorConfigError, AnchorConnectionError
 from . import apis
 from .connect import connect
 from .life import LaunchedBrowser
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..plugin.state import Plugin
     from .life import Browsers
-    from .sessions import Holder, Sessions
+    from .sessions import Holder, Lease, Sessions
 
 
 class Launcher:
@@ -55,20 +55,26 @@ class Launcher:
         if self._plugin.upcoming is not None and holder is not None and holder.is_tests_browser:
             self._plugin.upcoming.launched(creation.keywords)
         create = partial(self._sessions.take, self._sessions.source(holder), creation.keywords)
-        while True:
-            lease = await apis.without_blocking(browser_type, create, discard(self._sessions))
-            try:
-                browser = await apis.settle(connect(browser_type, lease.session, slow_mo=creation.slow_mo))
-            except AnchorConnectionError:
-                await apis.without_blocking(browser_type, partial(self._sessions.end, lease))
-                if not lease.is_used:  # as it may well have ended itself while no browser was connected
-                    raise
-            else:
-                break
+        try:
+            browser, lease = await self._connected(browser_type, create, creation.slow_mo)
+        except (AnchorAPIError, AnchorConnectionError):
+            self._browsers.failed(holder)
+            raise
         if self._plugin.client.settings.recorded:
             use_own_context(browser)
         self._browsers.add(LaunchedBrowser(browser, lease, holder, self._sessions))
         return browser
+
+    async def _connected(self, browser_type: Any, create: Callable[[], Lease], slow_mo: float) -> tuple[Any, Lease]:
+        __tracebackhide__ = True
+        while True:
+            lease = await apis.without_blocking(browser_type, create, discard(self._sessions))
+            try:
+                return await apis.settle(connect(browser_type, lease.session, slow_mo=slow_mo)), lease
+            except AnchorConnectionError:
+                await apis.without_blocking(browser_type, partial(self._sessions.end, lease))
+                if not lease.is_used:  # as it may well have ended itself while no browser was connected
+                    raise
 
 
 class Replacements:

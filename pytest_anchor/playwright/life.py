@@ -111,7 +111,13 @@ class Browsers:
 
     def __init__(self) -> None:
         self._all: list[LaunchedBrowser] = []
+        self._failed: list[Holder] = []
         self._last_used = monotonic()
+
+    def failed(self, holder: Holder | None) -> None:
+        """Take in that a launch has failed; pytest would tell every test that shares the holder of the same failure."""
+        if holder is not None and holder.outlives_tests:
+            self._failed.append(holder)
 
     def add(self, launched: LaunchedBrowser) -> None:
         """Take in a launched browser, which its holder's teardown ends at the latest."""
@@ -130,10 +136,12 @@ class Browsers:
         self._last_used = monotonic()
 
     def before_test(self) -> None:
-        """Tear down what holds a browser that is dead, or about to be ended by Anchor: the next test sets it up anew.
+        """Tear down what holds a browser that is dead, or due, or was not launched: the next test sets it up anew.
 
         Fixtures that depend on it are torn down with it, as by pytest's own rules.
         """
+        while self._failed:
+            _tear_down(self._failed.pop(), is_dead=True)
         idle = monotonic() - self._last_used > IDLE
         for one in list(self.open):
             if one.holder is None or not one.holder.outlives_tests or one.is_closed:

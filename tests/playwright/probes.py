@@ -1,7 +1,8 @@
 """Abilities of Playwright, one test each: what passes with a browser launched here should pass with an Anchor session.
 
-It is a suite for pytest-playwright. `pytest -p pytest_anchor tests/playwright/probes.py` with `--anchor-playwright
-worker` or `test` shows what a session can do; without, what a launch can.
+It is a suite for pytest-playwright, run by hand: `pytest -p pytest_playwright.pytest_playwright --anchor-local
+--anchor-playwright worker tests/playwright/probes.py` (or `test`) shows what a session can do. Without the last two,
+and with the browsers of `playwright install`, it shows what a launch can.
 """
 
 from __future__ import annotations

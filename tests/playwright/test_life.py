@@ -128,3 +128,28 @@ def test_a_workers_session_is_renewed_before_its_time_is_up(suite: Suite):
     run = suite.run("worker")
     assert run.outcomes == {"passed": 3}, run.out
     assert len(suite.listed) - before == 3
+
+
+def test_a_creation_that_fails_fails_one_test(suite: Suite):
+    suite.write("""
+        import pytest
+        from pytest_anchor import AnchorAPIError, AnchorSessionFactory
+
+        create = AnchorSessionFactory.__call__
+
+        @pytest.fixture(autouse=True, scope="session")
+        def failure():
+            with pytest.MonkeyPatch.context() as patch:
+                def fail(*args, **options):
+                    patch.undo()
+                    raise AnchorAPIError("create a session", status=500)
+
+                patch.setattr(AnchorSessionFactory, "__call__", fail)
+                yield
+
+        @pytest.mark.parametrize("number", range(2))
+        def test_it(page, number):
+            assert page.title() == ""
+    """)
+    run = suite.run("worker")
+    assert run.outcomes == {"error": 1, "passed": 1}, run.out

@@ -21,9 +21,10 @@ def test_it(browser):
 LATE = ("-n", "1", "-p", "xdist")
 
 
-@pytest.mark.parametrize("mode", ["worker", "test"])
-@pytest.mark.parametrize("workers", [(), LATE], ids=["here", "xdist"])
-@pytest.mark.parametrize("place", ["conftest", "helper"])
+@pytest.mark.parametrize(
+    ("mode", "workers", "place"),
+    [("worker", (), "conftest"), ("test", (), "helper"), ("test", LATE, "helper")],
+)
 def test_a_suites_own_browser_counts(suite: Suite, mode: str, workers: tuple[str, ...], place: str):
     suite.write(TEST)
     suite.write(OWN, f"{place}.py")

@@ -27,8 +27,7 @@ WAITS = {
 }
 
 
-@MODES
-@pytest.mark.parametrize("plugins", [SYNC, ASYNC], ids=["sync", "asyncio"])
+@pytest.mark.parametrize(("mode", "plugins"), [("test", SYNC), ("worker", ASYNC)], ids=["sync", "asyncio"])
 def test_ctrl_c(suite: Suite, mode: str, plugins: tuple[str, ...]):
     suite.write(WAITS[plugins])
     process = suite.start(mode, plugins=plugins)
@@ -42,8 +41,7 @@ def test_ctrl_c(suite: Suite, mode: str, plugins: tuple[str, ...]):
     assert suite.backend.key not in out
 
 
-@MODES
-def test_reruns_and_repeats(suite: Suite, mode: str):
+def test_reruns_repeats_and_the_end_by_a_failure(suite: Suite):
     suite.write("""
         import pytest
 
@@ -54,25 +52,18 @@ def test_reruns_and_repeats(suite: Suite, mode: str):
             tries.append(page.title())
             assert len(tries) == 2
 
-        @pytest.mark.repeat(3)
+        @pytest.mark.repeat(2)
         def test_repeated(page):
             assert page.title() == ""
-    """)
-    run = suite.run(mode, "-p", "pytest_rerunfailures", "-p", "pytest_repeat")
-    assert run.outcomes == {"passed": 4, "rerun": 1}, run.out
 
-
-@MODES
-def test_the_first_failure_ends_it(suite: Suite, mode: str):
-    suite.write("""
         def test_fails(page):
             assert page.title() == "no"
 
         def test_never(page):
-            raise AssertionError
+            pass
     """)
-    run = suite.run(mode, "-x")
-    assert run.outcomes == {"failed": 1}, run.out
+    run = suite.run("test", "-x", "-p", "pytest_rerunfailures", "-p", "pytest_repeat")
+    assert run.outcomes == {"passed": 3, "failed": 1, "rerun": 1}, run.out
 
 
 @MODES

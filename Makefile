@@ -89,14 +89,16 @@ endef
 chromium_module := $(bin)/python -c 'import sys; from pytest_anchor.local import chromium; sys.excepthook = lambda *error: print(error[1]);
 find_chromium := $(chromium_module) chromium.find(None)'
 # What the packages recommend is a desktop, all but the sandbox, which who is not root may need.
-install_chromium := apt-get install -qq --no-install-recommends chromium chromium-sandbox
+# The shell starts with a fifth of the CPU; Debian has it, not every relative of Debian's.
+apt_install := apt-get install -qq --no-install-recommends
+install_chromium := $(apt_install) chromium-headless-shell chromium-sandbox || $(apt_install) chromium chromium-sandbox
 
 define set_up_chromium
 said=$$($(find_chromium) 2>&1) || { \
   [ -z "$${PYTEST_ANCHOR_CHROMIUM-}" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
   echo 'Chromium is missing: $(install_chromium)' && \
   export DEBIAN_FRONTEND=noninteractive && \
-  { { apt-get update -qq && $(install_chromium); } </dev/null >.venv/apt.log 2>&1 || cat .venv/apt.log; } && \
+  { { apt-get update -qq && { $(install_chromium); }; } </dev/null >.venv/apt.log 2>&1 || cat .venv/apt.log; } && \
   said=$$($(find_chromium) 2>&1); \
 } || { echo "$$said"; exit 1; }
 endef

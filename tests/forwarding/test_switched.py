@@ -90,10 +90,9 @@ def suite(tmp_path: Path, elsewhere: Elsewhere, pytester: pytest.Pytester) -> Su
     return suite
 
 
-@pytest.mark.parametrize("mode", ["worker", "test"])
-def test_a_suite_reaches_its_own_server(suite: Suite, mode: str):
+def test_a_suite_reaches_its_own_server(suite: Suite):
     suite.write(SYNC_TESTS)
-    run = suite.run_process(mode, "--anchor-forward", "on")
+    run = suite.run_process("test", "--anchor-forward", "on")
     assert run.outcomes == {"passed": 3}, run.out
 
 

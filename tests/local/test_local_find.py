@@ -33,6 +33,11 @@ def test_the_order(tmp_path: Path):
     assert find(None, environ, "linux") == edge
     chromium = program(on_path / "chromium")
     assert find(None, environ, "darwin") == chromium
+    shell = program(tmp_path / "pw/chromium_headless_shell-1/chrome-headless-shell-linux64/chrome-headless-shell")
+    assert find(None, environ, "linux") == shell, "without a display"
+    assert find(None, {**environ, "DISPLAY": ":0"}, "linux") == chromium
+    shell = program(on_path / "chromium-headless-shell")
+    assert find(None, environ, "linux") == shell
     named = program(tmp_path / "my chromium")
     assert find(None, {**environ, "PYTEST_ANCHOR_CHROMIUM": named}, "linux") == named
     assert find(edge, {**environ, "PYTEST_ANCHOR_CHROMIUM": named}, "linux") == edge

@@ -100,11 +100,10 @@ def test_a_workers_session_dies(suite: Suite, plugins: tuple[str, ...], test: st
     assert run.out.count("was over") == 1
 
 
-@APIS
-def test_a_tests_session_dies(suite: Suite, plugins: tuple[str, ...], test: str):
+def test_a_tests_session_dies(suite: Suite):
     suite.write(CONFTEST, "conftest.py")
-    suite.write(test.replace('(scope="session")', ""))
-    run = suite.run("test", plugins=plugins)
+    suite.write(BY_SYNC.replace('(scope="session")', ""))
+    run = suite.run("test")
     assert run.outcomes == {"passed": 3, "failed": 1}, run.out
     assert run.out.count("was over: a timeout of Anchor's") == 1
 

@@ -66,8 +66,7 @@ def test_reruns_repeats_and_the_end_by_a_failure(suite: Suite):
     assert run.outcomes == {"passed": 3, "failed": 1, "rerun": 1}, run.out
 
 
-@MODES
-def test_a_worker_crashes(suite: Suite, mode: str):
+def test_a_worker_crashes(suite: Suite):
     suite.write("""
         import os
         import pytest
@@ -78,7 +77,7 @@ def test_a_worker_crashes(suite: Suite, mode: str):
                 os._exit(3)
             assert page.title() == ""
     """)
-    run = suite.run_process(mode, "-p", "xdist", "-n", "2", "--dist", "worksteal")
+    run = suite.run_process("worker", "-p", "xdist", "-n", "2", "--dist", "worksteal")
     assert run.outcomes == {"passed": 3, "failed": 1}, run.out
 
 

@@ -48,8 +48,11 @@ APIS = pytest.mark.parametrize(("plugins", "test"), [(SYNC, BY_SYNC), (ASYNC, BY
 MODES = pytest.mark.parametrize("mode", ["worker", "test"])
 
 
-@APIS
-@MODES
+@pytest.mark.parametrize(
+    ("mode", "plugins", "test"),
+    [("worker", SYNC, BY_SYNC), ("test", SYNC, BY_SYNC), ("worker", ASYNC, BY_ASYNC)],
+    ids=["worker-sync", "test-sync", "worker-asyncio"],
+)
 def test_a_suite_runs_unchanged(suite: Suite, mode: str, plugins: tuple[str, ...], test: str):
     suite.write(test)
     before = len(suite.listed)

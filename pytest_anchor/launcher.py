@@ -122,13 +122,14 @@ class Launcher:
                 listener.bind(f"{mine}/socket")
                 System.chmod(f"{mine}/socket", 0o600)
                 listener.listen(BACKLOG)
+                inode = System.stat(f"{mine}/socket").st_ino
                 try:
                     System.rename(mine, f"{folder}/{generation}")
                 except OSError:  # another process has given the name
                     System.unlink(f"{mine}/socket")
                     System.rmdir(mine)
                     return
-                self._spawn(listener, generation, key)
+                self._spawn(listener, generation, key, inode)
             finally:
                 listener.close()
         except FileNotFoundError:  # a broker that was just leaving has removed the folder
@@ -136,9 +137,9 @@ class Launcher:
         except OSError as error:
             raise start_failure(error.strerror or str(error)) from None
 
-    def _spawn(self, listener: Any, generation: int, key: str) -> None:
+    def _spawn(self, listener: Any, generation: int, key: str, inode: int) -> None:
         settings = {**self.settings._asdict(), "folder": str(self.settings.folder), "api_key": str(key)}
-        told = {"settings": settings, "pid": System.getpid(), "generation": generation}
+        told = {"settings": settings, "pid": System.getpid(), "generation": generation, "inode": inode}
         log = f"{self.settings.socket_folder}/log"
         System.close(System.open(log, _LOG_FLAGS, 0o600))
         System.chmod(log, 0o600)

@@ -129,7 +129,7 @@ def serve(quick: None) -> Iterator[Callable[[Settings], Client]]:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(f"{folder}/socket")
         listener.listen()
-        server = Server(settings, listener, 0)
+        server = Server(settings, listener, 0, (folder / "socket").stat().st_ino)
         thread = threading.Thread(target=server.serve, args=(Process("main", os.getpid()),), daemon=True)
         thread.start()
         client = Client(settings)

@@ -69,7 +69,7 @@ class Served:
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(self.path)
         self.listener.listen()
-        self.server = Server(settings, self.listener, 0)
+        self.server = Server(settings, self.listener, 0, (self.folder / "socket").stat().st_ino)
         self.thread = threading.Thread(
             target=self.server.serve, args=(Process("main", os.getpid()),), name="served", daemon=True
         )

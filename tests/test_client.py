@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from fault_server import KEY, FaultServer
 from processes import children, read_line, status
-from real_brokers import broker, factory, generations, run_script, states
+from real_brokers import broker, brokers, factory, generations, run_script, states
 from real_runs import until
 
 from pytest_anchor import client as client_module
@@ -254,6 +254,13 @@ def test_whoever_comes_as_the_broker_leaves_finds_another(server: FaultServer, m
     until(lambda: not server.alive)
     until(lambda: not Path(run_settings.socket_folder).exists())
     assert server.count("POST") == 3
+
+
+def test_a_broker_that_no_process_can_reach_leaves(run_settings):
+    Launcher(run_settings).launch(0, KEY)
+    broker(run_settings)
+    shutil.rmtree(run_settings.socket_folder)
+    until(lambda: not brokers(run_settings), 10)
 
 
 def test_a_client_that_has_left_asks_for_nothing_more(server: FaultServer, make_client, run_settings):

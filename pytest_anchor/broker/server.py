@@ -28,14 +28,19 @@ NOTE_INTERVAL = 30.0  # seconds between notes on what a process's creations wait
 
 
 WITHDRAW_TIMEOUT = 1.0  # seconds in which what still waits gives up its place in the queue
+REACHABLE_INTERVAL = 0.5  # seconds between looks at the socket's path, until a first process has connected
 MAX_MESSAGE = 16 << 20  # bytes; a session's configuration has a few thousand
 
 
 class Server:
-    """Accepts connections until the run is over."""
+    """Accepts connections until the run is over.
 
-    def __init__(self, settings: Settings, listener: socket.socket, generation: int) -> None:
+    :param inode: of the listener's socket in the folder of its generation.
+    """
+
+    def __init__(self, settings: Settings, listener: socket.socket, generation: int, inode: int) -> None:
         self._listener = listener
+        self._inode = inode
         self._creating: set[threading.Thread] = set()  # that see to a creation
         self._folder = f"{settings.socket_folder}/{generation}"
         self._woken, self._waker = socket.socketpair()
@@ -47,9 +52,13 @@ class Server:
         :param starter: the process that has started this one.
         """
         self._broker.start(starter)
+        interval: float | None = REACHABLE_INTERVAL
         while True:
-            readable, _, _ = select.select([self._listener, self._woken], [], [])
+            readable, _, _ = select.select([self._listener, self._woken], [], [], interval)
+            if not readable and not self._is_reachable:
+                break
             if self._listener in readable:
+                interval = None
                 connection, _ = self._listener.accept()
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
             if self._woken in readable:
@@ -63,6 +72,18 @@ class Server:
         self._broker.close()
         with suppress(OSError):
             _remove(*os.path.split(self._folder))
+
+    @property
+    def _is_reachable(self) -> bool:
+        """Whether a process can find this broker.
+
+        One that was leaving may have removed the folder just as this one got its place in it. Then the process that
+        has started this one has started another since, which waits for the run's lock.
+        """
+        try:
+            return os.stat(f"{self._folder}/socket").st_ino == self._inode
+        except OSError:
+            return False
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, suppress(OSError, LeavingError), Connection(connection) as peer:
@@ -112,13 +133,19 @@ def _remove(folder: str, generation: str) -> None:
     names = os.listdir(folder)
     if any(not name.isdecimal() or int(name) > int(generation) for name in names if name != "log"):
         return
+    # At once: a process that found some generations gone and a later one not yet would start one of the former anew.
+    gone = f"{folder}.{os.getpid()}"
+    os.rename(folder, gone)
+    if len(os.listdir(gone)) > len(names):  # another was started at this very moment
+        os.rename(gone, folder)
+        return
     for name in names:
         if name == "log":
-            os.unlink(f"{folder}/{name}")
+            os.unlink(f"{gone}/{name}")
         else:
-            os.unlink(f"{folder}/{name}/socket")
-            os.rmdir(f"{folder}/{name}")
-    os.rmdir(folder)
+            os.unlink(f"{gone}/{name}/socket")
+            os.rmdir(f"{gone}/{name}")
+    os.rmdir(gone)
 
 
 class Connection:

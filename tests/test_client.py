@@ -252,7 +252,6 @@ def test_whoever_comes_as_the_broker_leaves_finds_another(server: FaultServer, m
         factory(client)()
         client.leave()
     until(lambda: not server.alive)
-    until(lambda: not Path(run_settings.socket_folder).exists())
     assert server.count("POST") == 3
 
 

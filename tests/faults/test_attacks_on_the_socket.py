@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import fault_server as faults
 import pytest
 from attacks import NOBODY, ROOT
 from fault_server import FaultServer
@@ -173,6 +174,7 @@ def test_a(anchor_session, pytestconfig):
 
 def test_a_folder_that_another_user_replaces_is_not_used(suite: Suite):
     suite.write(REPLACED)
+    suite.server.fail_always("POST", faults.slow(0.5))  # so that no thread can use the connection of another
     assert_passes(suite, "-W", "ignore")
 
 

@@ -150,5 +150,5 @@ def test_a_creation_that_fails_fails_one_test(suite: Suite):
         def test_it(page, number):
             assert page.title() == ""
     """)
-    run = suite.run("worker")
+    run = suite.run_process("worker")  # by which the class is patched that the plugin uses
     assert run.outcomes == {"error": 1, "passed": 1}, run.out

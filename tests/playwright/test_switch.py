@@ -45,7 +45,6 @@ BY_ASYNC = (
     .replace("browser.close()", "await browser.close()")
 )
 APIS = pytest.mark.parametrize(("plugins", "test"), [(SYNC, BY_SYNC), (ASYNC, BY_ASYNC)], ids=["sync", "asyncio"])
-MODES = pytest.mark.parametrize("mode", ["worker", "test"])
 
 
 @pytest.mark.parametrize(

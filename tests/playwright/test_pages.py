@@ -88,7 +88,8 @@ def test_pages_of_both_apis(execute: Execute, chromium: Backend):
     result = execute(chromium, *ASYNCIO, conftest=CONFTEST, test_it=BOTH_APIS)
     result.assert_outcomes(passed=4, failed=1)
     assert "5 sessions created: " in result.stdout.str()
-    result.stdout.re_match_lines(["Session .* was over: .*"])
+    # The API may not have noticed the crash by the time that it is asked.
+    result.stdout.re_match_lines(["Session .* was over: .*|The connection to session .* was lost while it ran; .*"])
 
 
 ANYIO = """

@@ -52,6 +52,6 @@ class AsyncAnchorSessionFactory:
 
 
 def _end_later(session: AnchorSession) -> None:
-    """End a session that nobody has received; teardown tries again."""
+    """End a session that its cancelled task has not received; teardown tries again."""
     with suppress(AnchorError):
         session.end_later()

@@ -91,7 +91,7 @@ class _Call(Generic[T]):
         return self._values[0]
 
     def discard(self) -> None:
-        """See to a result that nobody takes, without waiting for it."""
+        """Dispose of a result that the cancelled task does not take, without waiting for it."""
         if self._values:
             start_new_thread(self._discard, (self._values[0],))
 

@@ -317,7 +317,7 @@ class Client:
                 "run on Linux or macOS, or in WSL on Windows."
             )
         problem, started, generation = "", 0, self._generation
-        check_folder(self.settings.socket_folder)  # it may be removed at any time, and anyone make another
+        check_folder(self.settings.socket_folder)  # it may be removed at any time, and another user may make one
         while started <= ATTEMPTS:
             path = f"{self.settings.socket_folder}/{generation}/socket"
             try:
@@ -345,7 +345,7 @@ class Client:
         raise start_failure(problem or "it did not say why")
 
     def _say_hello(self, connection: _Connection, timeout: float) -> None:
-        """Tell the broker who is there, and wait until it serves.
+        """Name this process to the broker, and wait until it serves.
 
         :param timeout: seconds; 0 does not wait.
         """
@@ -390,7 +390,7 @@ def _exchange(
                 delegation.call_soon(on_note, answer["note"])
             else:
                 on_note(answer["note"])
-        if "ack" in answer:  # where this is interrupted before, the broker ends what nobody has received
+        if "ack" in answer:  # where this is interrupted before, the broker ends what was not received
             connection.send('{"verb":"ack"}')
     finally:
         if delegation:

@@ -64,7 +64,7 @@ class Delegation:
 
 
 class Presence:
-    """Exists as long as a thread does, in whose own storage it is.
+    """Lives in a thread's own storage, and so exactly as long as the thread.
 
     ``sys._current_frames`` would tell the same, but may deadlock a process that starts threads meanwhile: before
     CPython 3.12, a garbage collection in it lets other threads run while it holds the interpreter's list of threads.

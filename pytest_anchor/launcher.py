@@ -108,7 +108,7 @@ class Launcher:
         """Start the broker of a generation, unless another process is faster.
 
         Its listening socket is made here, in a folder that then gets its name, which only one process can give it. So
-        everyone can connect at once, and a refused connection means that the broker is dead.
+        every process can connect at once, and a refused connection means that the broker is dead.
         """
         __tracebackhide__ = True
         folder = self.settings.socket_folder
@@ -170,7 +170,7 @@ class Launcher:
             )
             while message:
                 message = message[System.write(write, message) :]
-        except BrokenPipeError:  # it did not come up: whoever connects hears why
+        except BrokenPipeError:  # it did not come up: the process that connects gets the reason
             pass
         finally:
             System.close(write)

@@ -36,7 +36,7 @@ def can_end_a_session(current: object, others: Iterable[tuple[object, object, li
 
 
 def _is_creation(coroutine: object) -> bool:
-    """Whether a coroutine does nothing but create a session, and hand it over to whoever waits for it."""
+    """Whether a coroutine does nothing but create a session, and hand it over to the task that waits for it."""
     return getattr(getattr(coroutine, "cr_code", None), "co_filename", "") == _FACTORY
 
 

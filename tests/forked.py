@@ -14,10 +14,13 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from multiprocessing import connection
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import IO
+
+from processes import reset_signals
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["pytest", "execnet"])
@@ -38,20 +41,22 @@ class ForkedPytest:
         self.pid: int = self._process.pid
         self.stdout, self.stderr = (os.fdopen(end[0], encoding="utf-8", errors="replace") for end in (out, err))
         self._texts = ["", ""]
+        self._lock = threading.Lock()  # the exit code can be read once
         self._readers: list[threading.Thread] = []
 
     @property
     def returncode(self) -> int | None:
-        return self._process.exitcode
+        return self.poll()
 
     def poll(self) -> int | None:
-        return self._process.exitcode
+        with self._lock:
+            return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        self._process.join(timeout)
-        if self._process.exitcode is None:
+        connection.wait([self._process.sentinel], timeout)
+        if (code := self.poll()) is None:
             raise TimeoutExpired(self.args, timeout)
-        return self._process.exitcode
+        return code
 
     def communicate(self, timeout: float) -> tuple[str, str]:
         """All that is written until nothing holds the output any more."""
@@ -83,6 +88,7 @@ class ForkedPytest:
 def _run(args: list[str], cwd: str, env: dict[str, str], out: DupFd, err: DupFd) -> None:
     """Become the process that ``python -m pytest`` starts."""
     os.setsid()
+    reset_signals()
     for stream, number in ((out, 1), (err, 2)):
         fd = stream.detach()
         os.dup2(fd, number)

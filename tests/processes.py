@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
@@ -40,6 +42,13 @@ def environment(**more: str) -> dict[str, str]:
     """This process's environment without what would steer a child, and with the checkout on ``sys.path``."""
     kept = {name: value for name, value in os.environ.items() if not is_steering(name)}
     return {**kept, "PYTHONPATH": str(CHECKOUT), **more}
+
+
+def reset_signals() -> None:
+    """In a child: heed what ends a process, which `nohup` or a shell's background job may have it ignore."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
@@ -108,6 +117,15 @@ def status(pid: int) -> dict[str, str]:
     except (FileNotFoundError, ProcessLookupError):
         return {}
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def stop(pid: int) -> None:
+    """Stop a process, and wait until none of its threads runs: the signal alone takes a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + PATIENCE
+    while any("\nState:\tT" not in (task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()):
+        assert time.monotonic() < deadline, f"process {pid} does not stop"
+        time.sleep(0.001)
 
 
 def is_alive(pid: int) -> bool:

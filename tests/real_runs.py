@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import signal
@@ -58,6 +59,14 @@ def find_broker():
             return int(process.name)
     raise AssertionError("there is no broker")
 
+"""
+
+# For the text of a test as well: stop a process.
+STOP = f"""
+import os, signal, time
+from pathlib import Path
+PATIENCE = {processes.PATIENCE}
+{inspect.getsource(processes.stop)}
 """
 
 

@@ -12,7 +12,7 @@ import fault_server as fs
 import pytest
 from fault_server import KEY
 from killable import PROCESS, Process, kill_broker, log, states
-from processes import children, is_alive, script, status
+from processes import children, is_alive, script, status, stop
 from real_runs import Suite, processes_in, until
 
 from pytest_anchor.broker.reaper import REAPER_LOG
@@ -285,7 +285,7 @@ def test_a_stopped_process_lives(server, start):
     main, worker = start(), start("gw0")
     main.create()
     worker.create()
-    worker.process.send_signal(signal.SIGSTOP)
+    stop(worker.process.pid)
     time.sleep(0.5)
     assert len(server.alive) == 2
     worker.process.send_signal(signal.SIGCONT)
@@ -513,7 +513,7 @@ def test_a_sweep_under_way_when_it_is_killed_is_asked_of_the_next_one(server, st
 def test_killed_together_with_the_run_it_leaves_the_sessions_to_the_next_run(server, settings, folder, start, brokers):
     process = start()
     ids = [process.create(), process.create()]
-    os.kill(process.pid, signal.SIGSTOP)
+    stop(process.pid)
     kill_broker(brokers)
     process.kill()
     assert not is_live(folder)
@@ -528,13 +528,13 @@ def test_a_stopped_one_goes_on(server, start, brokers):
     process = start()
     process.create()
     (pid,) = brokers()
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     process.ask("create")
     time.sleep(0.3)
     assert server.count("POST") == 1
     os.kill(pid, signal.SIGCONT)
     assert process.answer() in server.alive
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     process.kill()
     os.kill(pid, signal.SIGCONT)
     until(lambda: not server.alive)

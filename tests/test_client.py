@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from fault_server import KEY, FaultServer
-from processes import children, read_line, status
+from processes import children, read_line, status, stop
 from real_brokers import broker, brokers, factory, generations, run_script, states
 from real_runs import until
 
@@ -192,7 +192,7 @@ def test_a_broker_that_is_stopped_is_an_error_and_goes_on_later(
     create()
     monkeypatch.setattr(client_module, "SLACK", 0.4)
     pid = broker(run_settings)
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     try:
         until(lambda: status(pid)["State"].startswith("T"))
         with pytest.raises(AnchorError, match=r"has not answered in 0\.5 s: is it stopped\?"):
@@ -260,6 +260,17 @@ def test_a_broker_that_no_process_can_reach_leaves(run_settings):
     broker(run_settings)
     shutil.rmtree(run_settings.socket_folder)
     until(lambda: not brokers(run_settings), 10)
+
+
+def test_a_broker_that_leaves_so_takes_nothing_of_the_one_in_its_place(server: FaultServer, make_client, run_settings):
+    Launcher(run_settings).launch(0, KEY)
+    unreachable = broker(run_settings)
+    shutil.rmtree(run_settings.socket_folder)
+    assert factory(make_client())().id in server.alive
+    until(lambda: unreachable not in brokers(run_settings), 10)
+    assert factory(make_client(owner="gw1"))().id in server.alive
+    assert generations(run_settings) == ["0"]
+    broker(run_settings)
 
 
 def test_a_client_that_has_left_asks_for_nothing_more(server: FaultServer, make_client, run_settings):

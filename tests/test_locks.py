@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from processes import descriptors, is_alive, script, status
+from processes import descriptors, is_alive, script, status, stop
 from real_runs import until
 
 from pytest_anchor.registry.journal import Run
@@ -69,8 +69,10 @@ def test_a_lock_is_held_until_its_descriptor_is_closed(tmp_path):
 def test_only_one_holds_a_lock(tmp_path):
     fd = hold(tmp_path / "x.lock")
     before = descriptors()
-    assert hold(tmp_path / "x.lock") is None
-    assert descriptors() == before
+    for _ in range(50):
+        assert hold(tmp_path / "x.lock") is None
+    # One that was opened and kept each time would show, and what else this process opens or closes meanwhile does not.
+    assert abs(descriptors() - before) < 25
     os.close(fd)
 
 
@@ -113,7 +115,7 @@ def test_a_killed_holder_holds_nothing(tmp_path):
 def test_a_stopped_holder_holds_its_lock(tmp_path):
     with script(HOLD, tmp_path / "x.lock") as holder:
         assert holder.stdout.readline() == "held\n"
-        holder.send_signal(signal.SIGSTOP)
+        stop(holder.pid)
         assert is_held(tmp_path / "x.lock")
 
 
@@ -157,11 +159,12 @@ def not_a_file(request, tmp_path):
 
 def test_what_is_not_a_file_is_neither_opened_nor_read(not_a_file):
     before = descriptors()
-    for flags in (os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC):
+    for flags in (os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) * 25:
         with pytest.raises(OSError, match="not a file|symbolic link|directory|No such device"):
             open_file(not_a_file, flags)
-    assert read_small(not_a_file) == ""
-    assert descriptors() == before
+    for _ in range(25):
+        assert read_small(not_a_file) == ""
+    assert abs(descriptors() - before) < 20  # as above
     victim = not_a_file.with_name("victim")
     assert not victim.exists() or victim.read_text() == "precious"
 

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from processes import children, descriptors, is_alive, script, status
+from processes import children, descriptors, is_alive, script, status, stop
 from real_runs import until
 
 from pytest_anchor.broker import processes as module
@@ -107,7 +107,7 @@ def test_a_process_that_is_dead_when_it_is_added_is_told_as_well(told, watched, 
 def test_a_living_process_is_not_over(told, watched, gone, start):
     process = start()
     watched.add(Process("main", process.pid))
-    process.send_signal(signal.SIGSTOP)
+    stop(process.pid)
     time.sleep(0.3)
     process.send_signal(signal.SIGCONT)
     time.sleep(0.1)

@@ -11,8 +11,11 @@ from urllib.parse import quote
 import pytest
 from fault_server import KEY, FaultServer
 
+from pytest_anchor.client import Client
 from pytest_anchor.plugin.redaction import clean, clean_exception, clean_report, clean_tree, clean_value
+from pytest_anchor.plugin.state import Plugin
 from pytest_anchor.session import _SecretURL
+from pytest_anchor.settings import Settings
 
 URL = f"ws://h/?apiKey={KEY}&sessionId=1"
 CLEAN = "ws://h/?apiKey=***&sessionId=1"
@@ -27,6 +30,13 @@ def test_a_key_is_taken_out_in_every_form_that_a_url_or_a_repr_gives_it():
     for form in (key, quote(key), quote(key, safe=""), repr(key)[1:-1]):
         assert clean(f"x{form}y{form}z", key) == "x***y***z"
     assert clean("nothing", key) == "nothing"
+
+
+def test_what_is_said_at_the_end_of_a_run_is_cleaned(settings: Settings, pytestconfig: pytest.Config):
+    plugin = Plugin(Client(settings), pytestconfig, is_worker=False)
+    for _ in range(2):
+        plugin.remark(f"the launch option args='{URL}' has no meaning")
+    assert list(plugin.remarks) == [f"the launch option args='{CLEAN}' has no meaning"]
 
 
 @pytest.mark.parametrize(

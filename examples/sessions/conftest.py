@@ -61,11 +61,16 @@ def page(anchor_session: AnchorSessionFactory, open_page: OpenPage) -> Page:
     return open_page(anchor_session())
 
 
-class Site:
-    """The pages in `site/`, and the chat's messages.
+HERE = Path(__file__).parent
+FOLDERS = (HERE / "site", HERE.parent / "tea_shop" / "site")  # both shops have the same chat
 
-    A browser in the cloud cannot reach a server on this machine. So Playwright answers for the site: it sends each
-    request for it back here through the CDP connection, which works wherever the browser runs.
+
+class Site:
+    """The pages of the site, and the chat's messages.
+
+    A browser in the cloud reaches a server on this machine where `--anchor-playwright` or `anchor_page` has connected
+    it, and this suite connects by itself. So Playwright answers for the site: it sends each request for it back here
+    through the CDP connection, which works wherever the browser runs.
     """
 
     def __init__(self) -> None:
@@ -74,8 +79,8 @@ class Site:
     def answer(self, route: Route) -> None:
         path = urlsplit(route.request.url).path
         if path != "/messages":
-            file = Path(__file__).parent / "site" / Path(path).name
-            route.fulfill(path=file) if file.is_file() else route.fulfill(status=404)
+            found = [file for folder in FOLDERS if (file := folder / Path(path).name).is_file()]
+            route.fulfill(path=found[0]) if found else route.fulfill(status=404)
         elif route.request.method == "POST":
             self.messages.append(route.request.post_data or "")
             route.fulfill(status=204)

@@ -19,7 +19,7 @@ def main() -> None:
     os.umask(0o022)  # whatever a test has made of it
     import signal
 
-    # Who shuts down a machine or a service signals every process in it: this one goes when its work is done.
+    # The end of a machine or a service signals every process in it: this one goes when its work is done.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -195,12 +195,13 @@ class Broker:
     def forward(self, nonce: str, timeout: float) -> str:
         """Have a session's browser reach this machine's localhost.
 
-        :returns: ``""``, or why that cannot be.
+        :returns: ``""``, or why that cannot be. A session that another broker has created is left as it is, since
+            its URL went with that one.
         """
         for owner, _ in self._by_owner([nonce]):
             if url := owner.sessions[nonce].cdp_url:
                 return self.forwarding.attach(nonce, url, timeout)
-        return ""  # the session is over, or another broker has created it: whoever uses it will hear
+        return ""
 
     # Ends.
 

@@ -96,7 +96,7 @@ class Forwarding:
         with self._lock:
             for nonce in nonces:
                 self._urls.pop(nonce, None)
-            if self._process is not None:
+            if self._process is not None and not self._is_over:
                 with suppress(OSError):
                     self._send(verb="drop", nonces=nonces)
 
@@ -110,13 +110,16 @@ class Forwarding:
 
     def _ask(self, timeout: float, **message: Any) -> str:
         with self._lock:
+            if self._is_over:
+                return ""
             try:
                 if self._process is None:
                     self._process = self._start()
-                answer = self._send(**message)
+                process, answer = self._process, self._send(**message)
             except OSError as error:
                 return _failure(error.strerror or str(error))
         if not answer.arrived.wait(timeout):
+            process.kill()  # another takes its place, so that the next session need not wait for this one as well
             return _failure(f"it has not answered in {timeout:g} s")
         return answer.problem
 

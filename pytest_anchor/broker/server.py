@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from .owner import Session
 
 NOTE_INTERVAL = 30.0  # seconds between notes on what a process's creations wait for
-
-
 WITHDRAW_TIMEOUT = 1.0  # seconds in which what still waits gives up its place in the queue
 REACHABLE_INTERVAL = 0.5  # seconds between looks at the socket's path, until a first process has connected
 MAX_MESSAGE = 16 << 20  # bytes; a session's configuration has a few thousand
@@ -70,8 +68,9 @@ class Server:
         for thread in list(self._creating):
             thread.join(max(deadline - time.monotonic(), 0.0))
         self._broker.close()
-        with suppress(OSError):
-            _remove(*os.path.split(self._folder))
+        if self._is_reachable:  # else another broker has its folder in that place by now, or nothing is there
+            with suppress(OSError):
+                _remove(*os.path.split(self._folder))
 
     @property
     def _is_reachable(self) -> bool:

@@ -1,6 +1,6 @@
 """How many creations may begin, and how many sessions may be open: state and time in, state and decision out.
 
-Pure functions: they wait for nothing, and know neither a clock nor where the state is kept. Whoever calls them gives
+Pure functions: they wait for nothing, and know neither a clock nor where the state is kept. The caller gives
 the time, in seconds since the epoch, and chance.
 """
 

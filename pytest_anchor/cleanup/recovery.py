@@ -164,7 +164,7 @@ def _recover(
         mine = [record for record in todo if is_created_with(record, api) and record.folder_inode == run.folder_inode]
         done.stranger = not mine
         if mine:
-            # Whoever edits a record can make it fit, but cannot seal it: what it does not know is another run's, then.
+            # A record that another user has edited may fit, but is not signed: what it does not know is then not ours.
             signed = any(is_signed(api, run, record) for record in state.records.values())
             policy = replace(policy, ends_unrecorded=policy.ends_unrecorded and signed)
             done.problem = sweep_run(SweepTarget(api, run, mine[0].run_id), policy, timeout=timeout, observer=observer)

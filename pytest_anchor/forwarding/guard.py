@@ -1,4 +1,4 @@
-"""Which hosts are forwarded, and to whom: by what the browser reports of a request, never by what a page says."""
+"""Which hosts are forwarded, and to which pages: by the browser's report of a request, never by a page's own word."""
 
 from __future__ import annotations
 

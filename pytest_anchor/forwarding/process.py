@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 3  # to connect to a browser
 PAUSE = 0.5  # seconds between them
+ATTACH_TIMEOUT = 25.0  # seconds until a browser must have taken all that this needs of it
 MISSING = (
     "this machine's localhost is not there for the browsers: aiohttp is missing. "
     "Install it with: pip install 'pytest-anchor[playwright]', or pass --anchor-forward off"
@@ -85,7 +86,9 @@ class Forwarder:
                     break
                 try:
                     await self._attach(nonce, url)
-                except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:  # a new browser needs a moment
+                except asyncio.TimeoutError as error:  # the next session's browser is no other, and tests wait for this
+                    self._refusal = _problem(error)
+                except (aiohttp.ClientError, OSError) as error:  # a new browser needs a moment
                     if attempt + 1 == ATTEMPTS:
                         return _problem(error)
                     await asyncio.sleep(PAUSE)
@@ -97,7 +100,7 @@ class Forwarder:
 
         browser = Browser(self._hosts, self._name)
         try:
-            await browser.attach(url)
+            await asyncio.wait_for(browser.attach(url), ATTACH_TIMEOUT)
         except BaseException as error:
             await browser.close()
             if isinstance(error, ClosedError) or not isinstance(error, CDPError):

@@ -191,7 +191,7 @@ async def _read(answer: aiohttp.ClientResponse) -> tuple[BinaryIO, int]:
 
     :raises asyncio.TimeoutError: it seems to have no end.
     """
-    body: Any = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - closed by whoever reads it
+    body: Any = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - closed by its reader
     try:
         if answer.content_length is not None:
             await _copy(answer, body)

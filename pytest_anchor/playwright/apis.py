@@ -36,7 +36,7 @@ async def without_blocking(
     """What *function*, which blocks, returns; the event loop of the asynchronous API goes on meanwhile.
 
     :param playwright: an object of the API that is used.
-    :param discard: called with a result that nobody takes any more.
+    :param discard: called with a result that the cancelled task does not take.
     """
     __tracebackhide__ = True
     if not is_async(playwright):

@@ -127,7 +127,7 @@ class _OwnContext:
         if page in self._prepared:
             return
         self._prepared.append(page)
-        with suppress(Exception):  # a page that is closed already: whoever uses it is told
+        with suppress(Exception):  # a page that is closed already: using it raises
             await self._apply(page)
 
     async def _apply(self, page: Any) -> None:

@@ -132,5 +132,5 @@ class Sessions:
 
 
 def discard(sessions: Sessions) -> Callable[[Lease], None]:
-    """What gets rid of a session that nobody takes any more."""
+    """A function that disposes of a session which its cancelled task does not take."""
     return partial(sessions.give_back, is_usable=True)

@@ -12,6 +12,7 @@ import pytest
 
 from ..errors import AnchorError, printable
 from ..reporting.progress import Progress
+from ..reporting.summary import sweep_command
 from .leaks import report_leaks
 from .redaction import clean_suite_properties
 from .state import TEARDOWN_TIMEOUT
@@ -111,8 +112,6 @@ def _sweep(config: pytest.Config, plugin: Plugin, *, hurried: bool) -> dict[str,
 
 
 def _no_report(plugin: Plugin, why: str, *, interrupted: bool) -> dict[str, Any]:
-    from ..reporting.summary import sweep_command
-
     settings = plugin.client.settings
     lines = [
         (f"the sweep did not take place: {printable(why, 1000)}", {"red": True, "bold": True}),

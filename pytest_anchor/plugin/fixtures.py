@@ -60,11 +60,9 @@ def _anchor_session(
         return
     failures = factory.close(TEARDOWN_TIMEOUT)
     if failures and plugin.item is not None:
-        text = "\n".join(
-            f"session {session.id} was not ended: {getattr(error, 'reason', error)}. "
-            "It is recorded; the final sweep tries again."
-            for session, error in failures.items()
-        )
+        from ..reporting.summary import teardown_section
+
+        text = teardown_section([(session.id, error) for session, error in failures.items()])
         plugin.item.add_report_section("teardown", "anchor", text)
 
 

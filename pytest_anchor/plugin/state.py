@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ..errors import AnchorConfigError, AnchorError
+from ..errors import AnchorConfigError, AnchorError, redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -96,7 +96,8 @@ class Plugin:
 
     def remark(self, text: str) -> None:
         """Have *text* said at the end of the run, once."""
-        self.remarks[text] = None
+        key = self.client.key
+        self.remarks[redact(text, key) if key else text] = None
 
     def factory(self, node: pytest.Item | pytest.Collector, config: Mapping[str, Any]) -> AnchorSessionFactory:
         """What a fixture of *node* gives to a test, or to several."""

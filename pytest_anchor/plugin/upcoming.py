@@ -60,13 +60,13 @@ class UpcomingTests:
     def begins(self, item: pytest.Item, next_item: pytest.Item | None) -> None:
         """Take in that *item* begins, and that *next_item* is to follow."""
         items = item.session.items
-        places = range(self._position + 1, len(items))  # who goes back is found at the test after
+        places = range(self._position + 1, len(items))  # an item that was passed already is not found
         self._position = next((place for place in places if items[place] is item), -1)
         self._next = next_item
 
     def saw(self, item: pytest.Item | pytest.Collector, suite: Mapping[str, Any]) -> None:
         """Take in what the fixture for the suite's defaults gave to *item*."""
-        if source := _source_of_defaults(item):
+        if source := _known_source_of_defaults(item):
             self._source, self._suite = source, suite
 
     def launched(self, keywords: Mapping[str, Any]) -> None:
@@ -75,7 +75,7 @@ class UpcomingTests:
 
     def wanted_by(self, item: pytest.Item) -> Wanted | None:
         """What *item* asks for first, if it can be told before it runs."""
-        source = _source_of_defaults(item)
+        source = _known_source_of_defaults(item)
         names = getattr(item, "fixturenames", ())
         if FIXTURE not in names or source is None or source != self._source:
             return None
@@ -93,7 +93,7 @@ class UpcomingTests:
         if self._next is None or getpid() != self._pid:
             following = []
         elif not following or following[0] is not self._next:
-            following = [self._next]  # an xdist worker's, or somebody's own order
+            following = [self._next]  # an xdist worker's, or another plugin's own order
         found: list[Wanted] = []
         for one in following:
             if len(found) < self._at_most and (wanted := self.wanted_by(one)):
@@ -107,7 +107,7 @@ def source_of_defaults(item: pytest.Item | pytest.Collector | None) -> object:
     return definitions[-1] if definitions else None
 
 
-def _source_of_defaults(item: pytest.Item | pytest.Collector) -> object:
+def _known_source_of_defaults(item: pytest.Item | pytest.Collector) -> object:
     """What *item* has its defaults from; ``None`` where their value may be another for each test."""
     definitions = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
     if DEFAULTS not in definitions:

@@ -23,9 +23,9 @@ _LOCK_PAUSE = 0.001  # seconds between attempts
 def guarded(path: str | os.PathLike[str], timeout: float) -> Iterator[int]:
     """Hold the lock on the file *path*, made if need be; yields its descriptor, open for reading and writing.
 
-    :param timeout: seconds to wait for whoever has it.
+    :param timeout: seconds to wait for the process that holds it.
     :raises OSError: the file cannot be opened, or is no file.
-    :raises filelock.Timeout: somebody else has it.
+    :raises filelock.Timeout: another process holds it.
     """
     # Opened anew each time: a descriptor that threads or a forked child share would share the lock, too.
     fd = open_file(path, os.O_RDWR | os.O_CREAT)

@@ -183,10 +183,11 @@ def _describe_end(record: Record) -> str:
     return "already over" if record.already else _ENDED_BY.get(record.ended_by, "ended")
 
 
-def teardown_section(failures: list[tuple[str, AnchorAPIError]]) -> str:
+def teardown_section(failures: list[tuple[str, Exception]]) -> str:
     """The section of a test's own report on sessions that its teardown could not end."""
     return "\n".join(
-        f"session {session_id} was not ended: {error.reason}. It is recorded; the final sweep tries again."
+        f"session {session_id} was not ended: {getattr(error, 'reason', error)}. "
+        "It is recorded; the final sweep tries again."
         for session_id, error in failures
     )
 

@@ -17,7 +17,7 @@ import pytest
 from attacks import NOBODY, ROOT
 from fault_server import FaultServer
 from raw_broker import CREATE, Served
-from real_runs import FIND_BROKER, Run, Suite, until
+from real_runs import FIND_BROKER, STOP, Run, Suite, until
 
 from pytest_anchor.client import Client
 from pytest_anchor.errors import AnchorError
@@ -473,13 +473,13 @@ def test_what_a_process_had_that_became_another_program_is_ended_with_it(suite: 
 
 def test_many_threads_ask_at_once(suite: Suite):
     suite.write(
-        HEAD + "errors = []\n"
+        STOP + HEAD + "errors = []\n"
         "    def create():\n"
         "        try: anchor_session()\n"
         "        except Exception as error: errors.append(error)\n"
         "    anchor_session()\n"
         "    pid = find_broker()\n"
-        "    os.kill(pid, signal.SIGSTOP)\n"
+        "    stop(pid)\n"
         "    threads = [threading.Thread(target=create) for _ in range(300)]\n"
         "    [thread.start() for thread in threads]\n"
         "    time.sleep(1)\n"

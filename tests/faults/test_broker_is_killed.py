@@ -12,7 +12,8 @@ from contextlib import suppress
 
 import fault_server as faults
 import pytest
-from real_runs import FIND_BROKER, FINISHING, Run, Suite, until
+from processes import stop
+from real_runs import FIND_BROKER, FINISHING, STOP, Run, Suite, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
@@ -373,12 +374,13 @@ def test_while_it_reaps(suite: Suite):
 
 UNREAD = (
     FIND_BROKER
+    + STOP
     + """
 import os, signal, threading, time
 
 def test_a(anchor_session):
     first, pid = anchor_session(), find_broker()
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     threading.Timer(1.0, os.kill, (pid, signal.SIGKILL)).start()
     anchor_session()
     first.end()
@@ -401,7 +403,7 @@ def test_stopped_and_continued_in_the_middle_of_a_request(suite: Suite, method: 
     process = suite.start(reaper=True)
     until(lambda: suite.server.count(method))
     pid = find_broker(suite)
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     sent.set()
     time.sleep(1.0)  # its test waits
     assert process.poll() is None
@@ -417,7 +419,7 @@ def test_stopped_while_its_run_is_killed(suite: Suite):
     process = suite.start(reaper=True)
     until((suite.folder / "there").exists)
     pid = find_broker(suite)
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     process.kill()
     process.wait()
     assert len(suite.alive) == 1
@@ -434,7 +436,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_broker_that_is_stopped(suite: Suite
     process = suite.start("--anchor-sweep-timeout=2", reaper=True)
     until((suite.folder / "there").exists)
     pid = find_broker(suite)
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     try:
         process.send_signal(signal.SIGINT)
         until((suite.folder / "finishing").exists)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,10 +16,12 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from processes import environment
+from processes import environment, stop
 from real_runs import processes_in
 
 from pytest_anchor.broker.forwarding import Forwarding
+from pytest_anchor.forwarding import process
+from pytest_anchor.forwarding.guard import Hosts
 
 pytestmark = pytest.mark.slow
 
@@ -140,10 +143,39 @@ def test_it_is_killed(forwarding: Forwarding, browser, tmp_path: Path, until):
 def test_a_process_that_is_stopped_holds_no_end(forwarding: Forwarding, browser, tmp_path: Path, until):
     assert forwarding.attach("n", browser({}), 30) == ""
     (pid,) = processes_in(tmp_path)
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     for number in range(5000):  # more than a pipe takes
         forwarding.drop([f"some-other-session-{number}"])
     until(lambda: pid not in processes_in(tmp_path))
+
+
+def test_a_process_that_hangs_is_waited_for_once(forwarding: Forwarding, browser, tmp_path: Path, until):
+    assert forwarding.attach("n", browser({}), 30) == ""
+    (pid,) = processes_in(tmp_path)
+    stop(pid)
+    assert "it has not answered in 0.5 s" in forwarding.attach("m", browser({}), 0.5)
+    until(lambda: pid not in processes_in(tmp_path))
+    assert forwarding.attach("o", browser({}), 30) == ""
+
+
+def test_a_browser_that_does_not_answer_is_waited_for_once_in_a_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(process, "ATTACH_TIMEOUT", 0.2)
+
+    async def attach(port: int) -> list[str]:
+        forwarder = process.Forwarder(Hosts(HOSTS))
+        return [await forwarder.attach(nonce, f"ws://127.0.0.1:{port}/") for nonce in "nm"]
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        first, second = asyncio.run(attach(silent.getsockname()[1]))
+    assert "was not possible (TimeoutError)" in first
+    assert second == first
+
+
+def test_after_its_end_nothing_is_asked_of_it(forwarding: Forwarding, browser):
+    assert forwarding.attach("n", browser({}), 30) == ""
+    forwarding.close()
+    forwarding.drop(["n"])
+    assert forwarding.attach("m", browser({}), 30) == ""
 
 
 def test_a_connection_that_is_lost_is_made_again(forwarding: Forwarding, browser, until):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .errors import AnchorError
-from .settings import KEY_VARIABLES
+from .settings import KEY_VARIABLES, socket_identity
 
 try:
     import _socket
@@ -122,14 +122,14 @@ class Launcher:
                 listener.bind(f"{mine}/socket")
                 System.chmod(f"{mine}/socket", 0o600)
                 listener.listen(BACKLOG)
-                inode = System.stat(f"{mine}/socket").st_ino
+                identity = socket_identity(System.stat(f"{mine}/socket"))
                 try:
                     System.rename(mine, f"{folder}/{generation}")
                 except OSError:  # another process has given the name
                     System.unlink(f"{mine}/socket")
                     System.rmdir(mine)
                     return
-                self._spawn(listener, generation, key, inode)
+                self._spawn(listener, generation, key, identity)
             finally:
                 listener.close()
         except FileNotFoundError:  # a broker that was just leaving has removed the folder
@@ -137,9 +137,9 @@ class Launcher:
         except OSError as error:
             raise start_failure(error.strerror or str(error)) from None
 
-    def _spawn(self, listener: Any, generation: int, key: str, inode: int) -> None:
+    def _spawn(self, listener: Any, generation: int, key: str, identity: list[int]) -> None:
         settings = {**self.settings._asdict(), "folder": str(self.settings.folder), "api_key": str(key)}
-        told = {"settings": settings, "pid": System.getpid(), "generation": generation, "inode": inode}
+        told = {"settings": settings, "pid": System.getpid(), "generation": generation, "identity": identity}
         log = f"{self.settings.socket_folder}/log"
         System.close(System.open(log, _LOG_FLAGS, 0o600))
         System.chmod(log, 0o600)

@@ -145,6 +145,11 @@ def socket_folder(name: str) -> str:
     raise AnchorConfigError(f"TMPDIR is {folders[0]!r}, too long for the path of a socket: set it to a shorter one")
 
 
+def socket_identity(info: os.stat_result) -> list[int]:
+    """What tells a socket's file from one that is made in its place later, which may get the same inode."""
+    return [info.st_ino, info.st_mtime_ns]
+
+
 def new_invocation() -> str:
     """A fresh name for one invocation of pytest, and for its folder: 16 hexadecimal digits."""
     return os.urandom(8).hex()

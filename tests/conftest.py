@@ -27,7 +27,7 @@ from pytest_anchor.broker.server import Server
 from pytest_anchor.client import Client
 from pytest_anchor.errors import AnchorError
 from pytest_anchor.registry.journal import Run
-from pytest_anchor.settings import Settings
+from pytest_anchor.settings import Settings, socket_identity
 
 # A shell's background jobs ignore it, and so would all that is started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -129,7 +129,7 @@ def serve(quick: None) -> Iterator[Callable[[Settings], Client]]:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(f"{folder}/socket")
         listener.listen()
-        server = Server(settings, listener, 0, (folder / "socket").stat().st_ino)
+        server = Server(settings, listener, 0, socket_identity((folder / "socket").stat()))
         thread = threading.Thread(target=server.serve, args=(Process("main", os.getpid()),), daemon=True)
         thread.start()
         client = Client(settings)

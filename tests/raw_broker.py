@@ -11,6 +11,7 @@ from pathlib import Path
 from pytest_anchor.broker.processes import Process
 from pytest_anchor.broker.server import Server
 from pytest_anchor.registry.journal import Run
+from pytest_anchor.settings import socket_identity
 
 CREATE = {"verb": "create", "config": {}, "test": "t.py::x", "is_self_blocked": False}
 ACK = {"verb": "ack"}
@@ -69,7 +70,7 @@ class Served:
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(self.path)
         self.listener.listen()
-        self.server = Server(settings, self.listener, 0, (self.folder / "socket").stat().st_ino)
+        self.server = Server(settings, self.listener, 0, socket_identity((self.folder / "socket").stat()))
         self.thread = threading.Thread(
             target=self.server.serve, args=(Process("main", os.getpid()),), name="served", daemon=True
         )

@@ -9,10 +9,11 @@ from fault_server import KEY
 from records import ERROR, intend, intend_with, lost, opened, tags
 from sweeps import Observer, states, swept
 
-from pytest_anchor.api import AnchorAPI
-from pytest_anchor.cleanup.ending import TOO_LATE, end_sessions
+from pytest_anchor.api import AnchorAPI, Ended
+from pytest_anchor.cleanup.ending import TOO_LATE, EndsSessions, end_in_parallel, end_sessions
 from pytest_anchor.cleanup.policy import SweepPolicy
 from pytest_anchor.cleanup.sweep import SweepTarget, mark_all_ended, mark_lost_refused, reconcile_with_api
+from pytest_anchor.errors import AnchorAPIError
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.settings import SWEEP_AT_ONCE
 from pytest_anchor.tags import TAG, new_tag, run_tag
@@ -104,6 +105,18 @@ def test_tries_add_up_when_time_is_up(server, api, run):
     tries = [error.tries for error in failures.values()]
     assert tries == [record.error["tries"] for record in Run(run.folder).read().records.values()]
     assert all(8 <= one <= 9 for one in tries), "one more each, or two where the request ended just in time"
+
+
+@pytest.mark.parametrize("outcome", [Ended(already=False), AnchorAPIError("end session s", message="no")])
+def test_an_answer_in_time_counts_though_it_is_written_down_after_it(api, outcome):
+    class Ends(EndsSessions):
+        def end(self, *_):
+            return outcome
+
+        def settle(self, *_):
+            time.sleep(0.4)
+
+    assert end_in_parallel(["s"], Ends(), api, deadline=time.monotonic() + 0.2) == {"s": outcome}
 
 
 @pytest.mark.parametrize("code", [400, 402, 403])

@@ -37,9 +37,9 @@ class Spy:
             self.taken += 1
             give(owner, session, test)
 
-        def start(client: Client, listener: Any, generation: int, key: str, inode: int) -> None:
+        def start(client: Client, listener: Any, generation: int, key: str, identity: list[int]) -> None:
             own = socket.socket(fileno=os.dup(listener.fileno()))
-            server = Server(client.settings._replace(api_key=key), own, generation, inode)
+            server = Server(client.settings._replace(api_key=key), own, generation, identity)
             self.brokers.append(server._broker)
             starter = Process(client.settings.owner, os.getpid())
             threading.Thread(target=server.serve, args=(starter,), daemon=True).start()

@@ -41,7 +41,8 @@ def main() -> None:
     settings = Settings(**{**values, "folder": Path(values["folder"])})
     listener = socket.socket(fileno=LISTENER)
     try:
-        Server(settings, listener, start["generation"], start["inode"]).serve(Process(settings.owner, start["pid"]))
+        server = Server(settings, listener, start["generation"], start["identity"])
+        server.serve(Process(settings.owner, start["pid"]))
     except BaseException:  # noqa: BLE001 - into its log; a process that lingers would hold the run's lock
         traceback.print_exc()
         os._exit(1)

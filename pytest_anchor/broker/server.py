@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..configuration import Wanted
 from ..errors import AnchorError, fields_of, redact
+from ..settings import socket_identity
 from .broker import Broker, LeavingError
 from .owner import CancelledError, Request
 from .processes import Process
@@ -33,12 +34,12 @@ MAX_MESSAGE = 16 << 20  # bytes; a session's configuration has a few thousand
 class Server:
     """Accepts connections until the run is over.
 
-    :param inode: of the listener's socket in the folder of its generation.
+    :param identity: the :func:`.socket_identity` of the listener's file.
     """
 
-    def __init__(self, settings: Settings, listener: socket.socket, generation: int, inode: int) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket, generation: int, identity: list[int]) -> None:
         self._listener = listener
-        self._inode = inode
+        self._identity = identity
         self._creating: set[threading.Thread] = set()  # that see to a creation
         self._folder = f"{settings.socket_folder}/{generation}"
         self._woken, self._waker = socket.socketpair()
@@ -80,7 +81,7 @@ class Server:
         has started this one has started another since, which waits for the run's lock.
         """
         try:
-            return os.stat(f"{self._folder}/socket").st_ino == self._inode
+            return socket_identity(os.stat(f"{self._folder}/socket")) == self._identity
         except OSError:
             return False
 

@@ -31,6 +31,7 @@ END_TIMEOUT = 30.0  # seconds for an end that a test asks for itself, or that go
 LEAST_SHARE = 0.5  # seconds for ending one session, whatever the time there is for all
 LATE_WRITTEN = 100  # failures that are written down after the time is up
 PROGRESS_INTERVAL = 0.25  # seconds
+SETTLE_TIMEOUT = 1.0  # seconds for writing down what was answered just in time
 
 TOO_LATE = "no answer within the time there was for it"
 
@@ -74,6 +75,7 @@ def end_in_parallel(
     :param again: whether failures will be tried again before *deadline*.
     """
     waiting = dict.fromkeys(sessions)
+    settling: set[str] = set()
     total = len(waiting)
     outcomes: dict[str, Outcome] = {}
     changed = threading.Condition()
@@ -85,6 +87,8 @@ def end_in_parallel(
         outcome = ends.end(session, share())
         with changed:
             in_time = session in waiting
+            if in_time:
+                settling.add(session)
         # A failure that comes too late counts as such already; an end is good news at any time.
         if in_time or isinstance(outcome, Ended):
             ends.settle(session, outcome)
@@ -102,11 +106,14 @@ def end_in_parallel(
             while waiting and (left := deadline - time.monotonic()) > 0:
                 changed.wait(min(left, PROGRESS_INTERVAL))
                 ends.progress(total - len(waiting), total)
+            for session in waiting.keys() - settling:
+                del waiting[session]
+            changed.wait_for(lambda: not waiting, SETTLE_TIMEOUT)
+            waiting.clear()
+            ends.progress(len(outcomes), total)
+            return dict(outcomes)
     finally:
         pool.stop()
-    with changed:
-        waiting.clear()
-        return dict(outcomes)
 
 
 def per_session_deadlines(
@@ -158,7 +165,6 @@ def end_sessions(
             note(run, record, "failed", deadline, error=late.fields())
         else:  # on record they are open, which is enough
             record.apply("failed", {"error": late.fields()})
-    observer.progress(len(todo) - len(failures), len(todo))
     return failures
 
 

@@ -9,13 +9,15 @@ from commands import HOUR, aged
 from records import tags
 
 from pytest_anchor.__main__ import main
+from pytest_anchor.reporting import progress
 from pytest_anchor.tags import TAG
 
 pytest_plugins = ["command_fixtures"]
 pytestmark = pytest.mark.usefixtures("strangers")
 
 
-def test_sweep_by_run_id_from_any_machine(server, environment, alive, capsys):
+def test_sweep_by_run_id_from_any_machine(server, environment, alive, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "QUIET", 600.0)
     ids = [server.add(*tags(f"machine{n % 3}-{n}")) for n in range(60)]
     server.end(ids[0])
     assert main(["sweep", "--run-id", "r1"]) == 0
@@ -129,8 +131,8 @@ def test_a_sweep_keeps_its_timeout(server, environment, alive, capsys):
     ids = [server.add(*tags(f"x-{n}")) for n in range(40)]
     server.fail_always("DELETE", fs.silent)
     before = time.monotonic()
-    assert main(["sweep", "--run-id", "r1", "--timeout", "1"]) == 1
-    assert time.monotonic() - before < 8
+    assert main(["sweep", "--run-id", "r1", "--timeout", "2"]) == 1
+    assert time.monotonic() - before < 15
     assert alive() == ids
     err = capsys.readouterr().err
     assert err.count("left: ") == err.count(": no answer ") == 40

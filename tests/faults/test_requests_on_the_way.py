@@ -130,7 +130,7 @@ def test_what_was_never_sent_is_a_refusal_that_names_what_stood_in_the_way(suite
     assert "hunter2" not in run.out + run.err
     assert not run.section, "nothing may exist, so there is nothing to tell"
     assert not run.recorded
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 50, "a sweep takes 60 s"
 
 
 # A connection that was idle.

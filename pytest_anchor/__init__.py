@@ -4,9 +4,14 @@ Enable it with ``pytest -p pytest_anchor``, which works installed or from a chec
 it and let pytest load it by itself.
 """
 
+import sys
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+
     from .async_session import AsyncAnchorSessionFactory
     from .errors import (
         AnchorAPIError,
@@ -36,6 +41,22 @@ __version__ = "0.1.0"
 
 # For `-p pytest_anchor` from a checkout; where the package is installed, its entry point names the plugin itself.
 pytest_plugins = ["pytest_anchor.plugin"]
+
+
+class _Finder:
+    """Finds the package's modules before pytest does, which rewrites the assertions of plugins.
+
+    These have none, and that would cost every run with this plugin: pytest reads what it has rewritten piece by
+    piece, and does not find it again where no bytecode is written, as in most containers.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: "Sequence[str] | None" = None, _target: object = None) -> "ModuleSpec | None":
+        return PathFinder.find_spec(name, path) if name.startswith("pytest_anchor.") else None
+
+
+if "_pytest.assertion.rewrite" in sys.modules:
+    sys.meta_path.insert(0, _Finder)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,8 +3,6 @@
 Tests patch, freeze and break whatever they like in their own process. So nothing in here is looked up when it is
 needed: the kernel's calls are bound when the plugin is imported, and are held where no tool that replaces functions in
 modules finds them. There is no clock and no sleep: every wait is a read from a socket that has a timeout.
-
-PYTEST_DONT_REWRITE: there is no assertion for a test to fail on, and rewriting costs every run with this plugin.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a helper thread asks the broker for on behalf of a task of an event loop.
-
-PYTEST_DONT_REWRITE: every run with this plugin imports this, and it has no assertion.
-"""
+"""What a helper thread asks the broker for on behalf of a task of an event loop."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""How a test process starts the run's broker, and the kernel's calls that it takes.
-
-PYTEST_DONT_REWRITE: every run with this plugin imports this, and it has no assertion.
-"""
+"""How a test process starts the run's broker, and the kernel's calls that it takes."""
 
 from __future__ import annotations
 

@@ -294,7 +294,7 @@ def check_number(name: str, value: str, least: int, most: int = 10_000) -> int:
 
     :raises AnchorConfigError: it is none, or not from *least* to *most*.
     """
-    number = int(value) if re.fullmatch("[0-9]{1,9}", value) else -1
+    number = _whole_number(value)
     if not least <= number <= most:
         raise AnchorConfigError(f"{name} takes a whole number from {least} to {most}, not {printable(value)!r}")
     return number
@@ -308,9 +308,13 @@ def check_max_sessions(name: str, value: str) -> int | None:
     words = {"auto": None, "off": 0}
     if value in words:
         return words[value]
-    if not re.fullmatch("[0-9]{1,9}", value) or not int(value):
+    if (number := _whole_number(value)) < 1:
         raise AnchorConfigError(f"{name} takes auto, off or a whole number above 0, not {printable(value)!r}")
-    return int(value)
+    return number
+
+
+def _whole_number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
 
 
 def check_choice(name: str, value: str, valid: tuple[str, ...]) -> str:

@@ -31,6 +31,8 @@ def pytest_unconfigure(config):
         assert name not in sys.modules, name
     ours = {name for name in sys.modules if name.startswith("pytest_anchor.")}
     assert not ours & {f"pytest_anchor.{name}" for name in ("session", "registry", "broker", "sweep", "report")}
+    from importlib.machinery import SourceFileLoader
+    assert {type(sys.modules[name].__loader__) for name in ours} == {SourceFileLoader}, "rewritten by pytest"
     assert not [thread for thread in threading.enumerate() if "anchor" in thread.name]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     print("nothing was imported")

@@ -1,7 +1,4 @@
-"""The fixtures that tests ask for.
-
-PYTEST_DONT_REWRITE: every run with this plugin imports this, and it has no assertion.
-"""
+"""The fixtures that tests ask for."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The options: one table, from which the command line, the ini file, the environment and the help are made.
-
-PYTEST_DONT_REWRITE: every run with this plugin imports this, and it has no assertion.
-"""
+"""The options: one table, from which the command line, the ini file, the environment and the help are made."""
 
 from __future__ import annotations
 

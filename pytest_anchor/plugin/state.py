@@ -1,7 +1,4 @@
-"""What the plugin keeps in one process of a run.
-
-PYTEST_DONT_REWRITE: every run with this plugin imports this, and it has no assertion.
-"""
+"""What the plugin keeps in one process of a run."""
 
 from __future__ import annotations
 

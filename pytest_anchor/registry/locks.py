@@ -1,7 +1,4 @@
-"""Which runs live, by the lock that a run's broker holds: the kernel releases a lock at any death.
-
-PYTEST_DONT_REWRITE: every run with this plugin imports this, and it has no assertion.
-"""
+"""Which runs live, by the lock that a run's broker holds: the kernel releases a lock at any death."""
 
 from __future__ import annotations
 

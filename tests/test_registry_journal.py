@@ -108,6 +108,8 @@ LOST = {"event": "lost", "nonce": "y", "time": 1, "error": ERROR}
 FAILED = {"event": "failed", "nonce": "y", "error": ERROR}
 ENDED = {"event": "ended", "nonce": "y", "ended_by": "test", "already": False}
 WAITED = {"event": "waited", "nonce": "y", "rate": 1.5, "slot": 0.5}
+LIMITED = {"event": "limited", "nonce": "y", "time": 1}
+TESTED = {"event": "tested", "nonce": "y", "test": "t", "began": 1, "ended": 2, "outcome": "passed"}
 
 
 @pytest.mark.parametrize("line", [INTENT, CREATED, LOST, FAILED, ENDED], ids=lambda line: line["event"])
@@ -117,6 +119,7 @@ def test_what_the_lines_below_are_made_of_is_an_event(run, line):
     assert list(run.state.records) == [line["nonce"]]
 
 
+NO_MOMENTS = ["noon", -1, 1e12, 10**400, float("nan"), [1]]
 GARBAGE = [
     b"garbage",
     b"",
@@ -146,7 +149,14 @@ GARBAGE = [
     *(journal_line(INTENT, retried=one) for one in (-1, 10**7, "often", 1e999)),
     *(journal_line(WAITED, rate=one) for one in (-0.1, 10**7, "long", float("nan"), [])),
     journal_line(WAITED, slot=None),
-    *(journal_line(one, nonce="é") for one in (INTENT, CREATED, WAITED)),
+    *(journal_line(one, time=when) for one in (CREATED, ENDED, WAITED, LIMITED) for when in NO_MOMENTS),
+    *(journal_line(one, began=when) for one in (FAILED, ENDED, TESTED) for when in NO_MOMENTS),
+    *(journal_line(TESTED, **{name: None}) for name in TESTED),
+    *(journal_line(TESTED, outcome=one) for one in ("great", ["passed"], 7)),
+    journal_line(TESTED, ended=0.5),
+    journal_line(TESTED, rerun=-1),
+    journal_line(LIMITED, time=None),
+    *(journal_line(one, nonce="é") for one in (INTENT, CREATED, WAITED, LIMITED, TESTED)),
     journal_line(INTENT)[:-1],
     *(journal_line(CREATED, id=one) for one in [*NO_IDS, 7, True, ["all"], {}]),
     b"[" * 100_000,

@@ -1,12 +1,14 @@
 """What the events of a journal come to."""
 
+import copy
 import json
+import time
 
 import pytest
 from records import ERROR, INTENT, intend, journal
 
 from pytest_anchor.registry.journal import Run
-from pytest_anchor.registry.records import State
+from pytest_anchor.registry.records import Record, State
 
 
 def test_the_life_of_a_session(run):
@@ -75,9 +77,52 @@ def test_a_creation_ahead_is_a_tests_once_it_is_taken(run):
 
 
 def test_what_was_waited_is_no_record_of_a_session(run):
-    run.append("waited", "n1", rate=1.5, slot=0.25)
-    assert (run.read().waits, run.state.records) == ({"n1": (1.5, 0.25)}, {})
+    run.append("waited", "n1", rate=1.5, slot=0.25, time=7)
+    assert (run.read().waits, run.state.records) == ({"n1": (1.5, 0.25, 7.0)}, {})
     assert run.state.settled
+
+
+def test_each_event_carries_its_time(run):
+    before = time.time()
+    intend(run, "n1")
+    run.append("created", "n1", id="abc", signature="s")
+    run.append("failed", "n1", error=ERROR, began=before + 1)
+    run.append("ended", "n1", ended_by="sweep", already=False, began=before + 2)
+    run.append("waited", "n1", rate=1, slot=0)
+    run.append("limited", "n2")
+    state = Run(run.folder).read()
+    record = state.records["n1"]
+    moments = [record.time, record.created_at, record.ended_at, state.waits["n1"].until, state.limited["n2"]]
+    assert moments == sorted(moments)
+    assert before - 0.001 <= moments[0]
+    assert moments[-1] <= time.time()
+    assert (record.begun_at, record.end_begun_at) == (record.time, before + 1)
+    assert list(state.records) == ["n1"]
+
+
+def test_the_record_of_an_earlier_version_has_no_times():
+    state = State()
+    created = {"event": "created", "nonce": "n", "id": "abc", "signature": "s"}
+    ended = {"event": "ended", "nonce": "n", "ended_by": "test", "already": False}
+    for line in (INTENT, created, ended, {"event": "waited", "nonce": "n", "rate": 1, "slot": 0}):
+        state.apply(line)
+    record = state.records["n"]
+    assert (record.created_at, record.ended_at, record.end_begun_at, state.waits["n"].until) == (None,) * 4
+    assert record.begun_at == 2
+
+
+def test_the_tests_that_had_a_session(run):
+    intend(run, "n1")
+    for number in range(2):
+        run.append("tested", "n1", test="t.py::x", began=number, ended=number + 0.5, outcome="failed", rerun=number)
+    run.append("tested", "unknown", test="t.py::x", began=1, ended=2, outcome="passed")
+    assert list(run.read().records) == ["n1"]
+    record = run.state.records["n1"]
+    assert list(record.tests.values()) == [
+        ("t.py::x", 0.0, 0.5, "failed", 0),
+        ("t.py::x", 1.0, 1.5, "failed", 1),
+    ]
+    assert Record.from_values(json.loads(json.dumps(vars(record)))) == record
 
 
 def test_a_refused_creation_is_settled(run):
@@ -97,15 +142,16 @@ def test_records_stay_in_the_order_of_their_intents(run):
 def test_taking_an_event_in_twice_changes_nothing():
     events = [
         INTENT,
-        {"event": "created", "nonce": "n", "id": "abc", "signature": "s"},
-        {"event": "ended", "nonce": "n", "ended_by": "test", "already": False},
+        {"event": "created", "nonce": "n", "id": "abc", "signature": "s", "time": 3},
+        {"event": "tested", "nonce": "n", "test": "t", "began": 3, "ended": 4, "outcome": "passed"},
+        {"event": "ended", "nonce": "n", "ended_by": "test", "already": False, "began": 5, "time": 6},
     ]
     state = State()
     for event in events:
         state.apply(event)
-        once = dict(vars(state.records["n"]))
+        once = copy.deepcopy(state.records["n"])
         state.apply(event)
-        assert vars(state.records["n"]) == once
+        assert state.records["n"] == once
     assert len(state.records) == 1
 
 

@@ -248,7 +248,7 @@ class Broker:
         """Take over what a worker with a registry of its own has on record."""
         run = self._join()
         for values in records:
-            run.add(Record(**values))
+            run.add(Record.from_values(values))
 
     def _start_crash_sweep(self, nonces: set[str], grace: float, owner: Owner | None = None) -> None:
         """Start a sweep while the run goes on: of what an ended process left, or for a lost creation."""

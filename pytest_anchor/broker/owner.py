@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..api import AnchorAPI
     from ..configuration import Wanted
+    from ..errors import Limit
     from ..registry.journal import Run
     from ..registry.records import Record
     from ..settings import Settings
@@ -137,6 +138,7 @@ class Owner:
         run = self._run
         admission = self.limits.admission(request.test, request.report_wait)
         deadline = time.monotonic() + self.settings.create_timeout
+        admitted: float | None = None  # in seconds since the epoch
         failures = 0
         nonce = new_nonce(run.folder.name)
 
@@ -149,6 +151,7 @@ class Owner:
         try:
             while True:
                 admission.wait(nonce, self_blocked=request.is_self_blocked, between_polls=check)
+                admitted = time.time()
                 try:
                     return self._create(nonce, config, request.test, retried=failures)
                 except AnchorLostCreateError as error:
@@ -159,14 +162,20 @@ class Owner:
                     if error.limit is None:
                         raise
                     admission.refusal = error.reason
-                    self.limits.record_rate_limited(nonce, admission.began, error.limit)
+                    self._record_rate_limited(nonce, admission.began, error.limit)
                 check()
+                admitted = None
                 nonce = new_nonce(run.folder.name)
         finally:
             if admission.seconds >= WORTH_REPORTING:
                 rate, slot = round(admission.seconds - admission.slot_seconds, 3), round(admission.slot_seconds, 3)
                 with suppress(AnchorRegistryError):
-                    run.append("waited", nonce, rate=rate, slot=slot)
+                    run.append("waited", nonce, rate=rate, slot=slot, time=admitted or time.time())
+
+    def _record_rate_limited(self, nonce: str, began: float, limit: Limit) -> None:
+        self.limits.record_rate_limited(nonce, began, limit)
+        with suppress(AnchorRegistryError):
+            self._run.append("limited", nonce)
 
     def _wait_for_retry(self, nonce: str, error: AnchorLostCreateError, deadline: float) -> bool:
         """Look for what was lost, and wait a moment.
@@ -188,7 +197,6 @@ class Owner:
             intent = {
                 "owner": self.name,
                 "test": test,
-                "time": time.time(),
                 "base_url": api.base_url,
                 "fingerprint": api.fingerprint,
                 "run_id": self.settings.run_id,
@@ -203,7 +211,7 @@ class Owner:
             try:
                 created = api.create(config)
             except AnchorLostCreateError as error:
-                run.append("lost", nonce, time=time.time(), error=error.fields())
+                run.append("lost", nonce, error=error.fields())
                 raise
             except AnchorAPIError:
                 self._unconfirmed_creates.discard(nonce)
@@ -252,7 +260,7 @@ class Owner:
         except AnchorAPIError as error:
             if error.limit is None:
                 raise
-            self.limits.record_rate_limited(nonce, began, error.limit)
+            self._record_rate_limited(nonce, began, error.limit)
             return None
 
     def end(self, nonces: Iterable[str], *, ended_by: str, timeout: float) -> dict[str, AnchorAPIError]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -161,10 +161,11 @@ def end_sessions(
         # The API's earlier answer is more useful.
         fields = {**record.error, "tries": record.error["tries"] + 1} if record.error else {"message": TOO_LATE}
         failures[nonce] = late = AnchorAPIError(f"end session {record.id}", **fields)
+        fields = {"error": late.fields(), "began": ends.began.get(nonce, time.time())}
         if len(failures) <= LATE_WRITTEN:
-            note(run, record, "failed", deadline, error=late.fields())
+            note(run, record, "failed", deadline, **fields)
         else:  # on record they are open, which is enough
-            record.apply("failed", {"error": late.fields()})
+            record.apply("failed", fields)
     return failures
 
 
@@ -193,14 +194,30 @@ class _RecordedEnds(EndsSessions):
     ended_by: str
     deadline: float
     observer: SweepObserver
+    began: dict[str, float] = field(default_factory=dict)  # when each end began, in seconds since the epoch
 
     def end(self, session: str, deadline: float) -> Outcome:
+        self.began[session] = time.time()
         return _end(self.api, self.run, self.records[session], deadline)
 
     def settle(self, session: str, outcome: Outcome) -> None:
-        _write_down(self.run, self.records[session], self.ended_by, outcome, self.deadline)
+        self._write_down(self.records[session], outcome)
         if isinstance(outcome, Ended):
             self.observer.ended(session)
+
+    def _write_down(self, record: Record, outcome: Outcome) -> None:
+        attempt: dict[str, Any] = {"deadline": self.deadline, "began": self.began[record.nonce]}
+        if isinstance(outcome, Ended):
+            attempt |= {"ended_by": self.ended_by, "already": outcome.already, "note": outcome.note}
+            note(self.run, record, "ended", **attempt)
+            return
+        nothing_new = outcome.tries == 0 and record.error is not None
+        outcome.tries += record.error["tries"] if record.error else 0
+        # There may be any number of these; what is wrong is on record as it is.
+        if nothing_new or isinstance(outcome, NotOursError):
+            record.apply("failed", {"error": outcome.fields()})
+        else:
+            note(self.run, record, "failed", error=outcome.fields(), **attempt)
 
     def progress(self, done: int, total: int) -> None:
         self.observer.progress(done, total)
@@ -221,16 +238,3 @@ def _end(api: AnchorAPI, run: Run, record: Record, deadline: float) -> Outcome:
         return error
     except Exception as error:  # noqa: BLE001 - the thread's caller waits for an outcome
         return AnchorAPIError(f"end session {record.id}", message=f"an unexpected error, please report it: {error!r}")
-
-
-def _write_down(run: Run, record: Record, ended_by: str, outcome: Outcome, deadline: float) -> None:
-    if isinstance(outcome, Ended):
-        note(run, record, "ended", deadline, ended_by=ended_by, already=outcome.already, note=outcome.note)
-        return
-    nothing_new = outcome.tries == 0 and record.error is not None
-    outcome.tries += record.error["tries"] if record.error else 0
-    # There may be any number of these; what is wrong is on record as it is.
-    if nothing_new or isinstance(outcome, NotOursError):
-        record.apply("failed", {"error": outcome.fields()})
-    else:
-        note(run, record, "failed", deadline, error=outcome.fields())

@@ -142,12 +142,12 @@ class Run:
         return self._folder_inode or self.folder.stat().st_ino
 
     def append(self, event: str, nonce: str, *, deadline: float = float("inf"), **fields: Any) -> None:
-        """Write one event.
+        """Write one event, with the time unless it is given.
 
         :param deadline: in ``time.monotonic()`` seconds, until which to wait for another writer at most.
         :raises AnchorRegistryError: it could not be written; nothing of it stays in the file.
         """
-        line = {"event": event, "nonce": nonce, **fields}
+        line = {"event": event, "nonce": nonce, "time": round(time.time(), 6), **fields}
         try:
             try:
                 self._append(line, deadline)
@@ -186,7 +186,8 @@ class Run:
         intent = ("owner", "test", "time", "base_url", "fingerprint", "run_id", "folder_inode", "ahead", "retried")
         self.append("intent", record.nonce, **{name: getattr(record, name) for name in intent})
         if record.id is not None:
-            self.append("created", record.nonce, id=record.id, signature=record.signature)
+            when = {} if record.created_at is None else {"time": record.created_at}
+            self.append("created", record.nonce, id=record.id, signature=record.signature, **when)
 
     def read(self) -> State:
         """Take in what all owners have written since the last call.

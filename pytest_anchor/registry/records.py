@@ -1,17 +1,22 @@
 """What a run's journal comes to: a record of each session, as the events make it.
 
-The events, each with its ``event``, and the ``nonce`` of the creation that it is about:
+The events, each with its ``event``, the ``nonce`` of the creation that it is about, and the ``time`` in seconds since
+the epoch, by the broker's clock; earlier versions gave that to the first two below only:
 
-``intent``   written before the request: ``owner``, ``test``, ``time``, ``base_url``, ``fingerprint``, ``run_id``, the
+``intent``   written before the request: ``owner``, ``test``, ``base_url``, ``fingerprint``, ``run_id``, the
              ``folder_inode``, which tells a copy of the folder from the original, ``ahead`` where no test has asked
              for it yet, and ``retried``, how often it had failed before
+``lost``     the answer never came: a session may exist. ``error``
 ``refused``  there is no session: the API did not create it, or does not know it long after
-``lost``     the answer never came: a session may exist. ``time``, ``error``
+``limited``  the API's answer was a 429, so it was refused
 ``created``  its ``id``, and a ``signature`` that takes the API key to make: nothing is ended by an edited file
 ``taken``    a test has asked for what was created ahead: ``test``
-``failed``   an attempt to end it did not succeed: ``error``
-``ended``    it is over: ``ended_by``, ``already``, ``note``
-``waited``   a creation had to wait for the plan's limits: seconds for its ``rate``, and for a free ``slot``
+``tested``   a test that had it is over: ``test``, when that ``began`` and ``ended``, its ``outcome``, and as which
+             ``rerun`` it ran, 0 for the first time
+``failed``   an attempt to end it did not succeed: ``error``, and when the attempt ``began``
+``ended``    it is over: ``ended_by``, ``already``, ``note``, and when the attempt ``began`` that confirmed it
+``waited``   a creation had to wait for the plan's limits until ``time``: seconds for its ``rate``, and for a free
+             ``slot``
 """
 
 from __future__ import annotations
@@ -22,11 +27,35 @@ from typing import Any, NamedTuple
 from ..tags import is_session_id
 
 MOST = 1_000_000  # what no number of tries, and no status, comes to
+LATEST = 1e11  # seconds since the epoch, which is in three thousand years
+OUTCOMES = ("passed", "failed", "skipped", "xfailed", "xpassed", "error")
+
+
+class Tested(NamedTuple):
+    """A test that had a session.
+
+    :param began: in seconds since the epoch, with its setup; ``ended`` is after its teardown.
+    :param outcome: one of :data:`OUTCOMES`.
+    :param rerun: how often the test had run before.
+    """
+
+    test: str
+    began: float
+    ended: float
+    outcome: str
+    rerun: int = 0
 
 
 @dataclass
 class Record:
-    """What the journal knows of one creation."""
+    """What the journal knows of one creation; moments are in seconds since the epoch, ``None`` if not known.
+
+    :param time: when it was asked for, or its answer lost.
+    :param begun_at: when it was asked for.
+    :param created_at: when its answer came, or the session was found.
+    :param end_begun_at: when the first attempt to end it began.
+    :param tests: those that had it, in the order of their ends.
+    """
 
     nonce: str
     owner: str = "?"
@@ -45,39 +74,62 @@ class Record:
     already: bool = False
     note: str = ""
     error: dict[str, Any] | None = None  # of the last failure; its ``tries`` are the sum over all failures
+    begun_at: float | None = None
+    created_at: float | None = None
+    end_begun_at: float | None = None
+    ended_at: float | None = None
+    tests: dict[str, Tested] = field(default_factory=dict)
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Record:
+        """What ``vars`` gave of a record, from another process."""
+        tests = {key: Tested(*tested) for key, tested in values["tests"].items()}
+        return cls(**{**values, "tests": tests})
 
     def apply(self, event: str, fields: dict[str, Any]) -> None:
         """Take one event in; to take it in again changes nothing.
 
         :raises ValueError: it is not an event; so do TypeError, KeyError, AttributeError and OverflowError say.
         """
+        moment = _moment(fields["time"]) if "time" in fields else None
         if event == "intent":
             self.owner, self.test = str(fields["owner"]), str(fields["test"])
             self.base_url, self.fingerprint = str(fields["base_url"]), str(fields["fingerprint"])
             self.run_id, self.folder_inode = str(fields["run_id"]), int(fields["folder_inode"])
-            self.time = float(fields["time"])
+            self.time = self.begun_at = _moment(fields["time"])
             self.ahead, self.retried = bool(fields.get("ahead", False)), _count(fields.get("retried", 0))
         elif event == "taken":
             self.test, self.ahead = str(fields["test"]), False
         elif event == "created":
             if not (is_session_id(fields["id"]) and fields["signature"].isascii()):
                 raise ValueError(event)
+            self.created_at = self.created_at or moment
             self.id, self.signature = fields["id"], fields["signature"]
             if self.state != "ended":  # another process was faster
                 self.state, self.error = "open", None
         elif event == "refused":
             self.state = event
         elif event == "lost":
-            self.error, self.time = _error_fields(fields["error"]), float(fields["time"])
+            self.error, self.time = _error_fields(fields["error"]), _moment(fields["time"])
             self.state = event
-        elif event == "failed":
-            self.error = _error_fields(fields["error"])
-        elif event == "ended":
-            self.ended_by, self.already = str(fields["ended_by"]), bool(fields["already"])
-            self.note = str(fields.get("note", ""))
-            self.state, self.error = "ended", None
+        elif event == "tested":
+            tested = _tested(fields)
+            self.tests[f"{tested.began} {tested.test}"] = tested
+        elif event in ("failed", "ended"):
+            self._apply_attempt(event, fields, moment)
         else:
             raise ValueError(event)
+
+    def _apply_attempt(self, event: str, fields: dict[str, Any], moment: float | None) -> None:
+        if self.end_begun_at is None and "began" in fields:
+            self.end_begun_at = _moment(fields["began"])
+        if event == "failed":
+            self.error = _error_fields(fields["error"])
+            return
+        self.ended_by, self.already = str(fields["ended_by"]), bool(fields["already"])
+        self.note = str(fields.get("note", ""))
+        self.ended_at = self.ended_at or moment
+        self.state, self.error = "ended", None
 
     @property
     def open(self) -> bool:
@@ -95,10 +147,12 @@ class Wait(NamedTuple):
 
     :param rate: for the plan's rate limit.
     :param slot: for a session to end.
+    :param until: when the wait was over, in seconds since the epoch, ``None`` if not known.
     """
 
     rate: float
     slot: float
+    until: float | None = None
 
 
 @dataclass
@@ -108,6 +162,7 @@ class State:
     records: dict[str, Record] = field(default_factory=dict)
     unreadable: int = 0  # lines that are no events and not merely a kill's torn last line
     waits: dict[str, Wait] = field(default_factory=dict)  # by nonce
+    limited: dict[str, float] = field(default_factory=dict)  # when a 429 was answered, by nonce
 
     @property
     def settled(self) -> bool:
@@ -120,20 +175,37 @@ class State:
         if not nonce.isascii():
             raise ValueError(nonce)
         if line["event"] == "waited":
-            wait = Wait(float(line["rate"]), float(line["slot"]))
-            if not all(0 <= seconds <= MOST for seconds in wait):
+            wait = Wait(float(line["rate"]), float(line["slot"]), _moment(line["time"]) if "time" in line else None)
+            if not all(0 <= seconds <= MOST for seconds in wait[:2]):
                 raise ValueError(wait)
             self.waits[nonce] = wait
             return
+        if line["event"] == "limited":
+            self.limited[nonce] = _moment(line["time"])
+            return
         record = self.records.get(nonce) or Record(nonce)
         record.apply(line["event"], line)
-        self.records[nonce] = record
+        if line["event"] != "tested":  # what a test had is no news of a session that is not on record
+            self.records[nonce] = record
 
 
 def _count(value: Any) -> int:
     if not 0 <= (number := int(value)) <= MOST:
         raise ValueError(value)
     return number
+
+
+def _moment(value: Any) -> float:
+    if not 0 <= (moment := float(value)) <= LATEST:
+        raise ValueError(value)
+    return moment
+
+
+def _tested(fields: dict[str, Any]) -> Tested:
+    began, ended = _moment(fields["began"]), _moment(fields["ended"])
+    if ended < began or fields["outcome"] not in OUTCOMES:
+        raise ValueError(fields)
+    return Tested(str(fields["test"]), began, ended, fields["outcome"], _count(fields.get("rerun", 0)))
 
 
 def _error_fields(error: dict[str, Any]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class Client:
         self._is_over = False  # whether this process has left the run
         self._launcher = Launcher(settings)
         self._generation = 0
-        self._is_stuck = False  # whether the broker did not answer in time
+        self.is_stuck = False  # whether the broker did not answer in time
         self._forget()
         if System.is_complete:
             reference = weakref.ref(self)
@@ -245,7 +245,7 @@ class Client:
 
     def _take_in(self, connection: _Connection, answer: dict[str, Any]) -> dict[str, Any]:
         __tracebackhide__ = True
-        self._is_stuck = False
+        self.is_stuck = False
         delegation = THREAD.delegation
         if self._is_over or (delegation and delegation.is_withdrawn):  # perhaps just after the answer had come
             self._drop(connection)
@@ -257,14 +257,14 @@ class Client:
 
     def leave(self) -> None:
         """Leave the run: nothing is asked for afterwards."""
-        if self._open and not self._is_stuck:
+        if self._open and not self.is_stuck:
             with suppress(AnchorError):  # the kernel tells the broker that this process is gone
                 self.request("goodbye", timeout=GOODBYE_TIMEOUT, slack=0.0)
         self._is_over = True
         self._drop_idle()
 
     def _stuck(self, seconds: float) -> AnchorError:
-        self._is_stuck = True
+        self.is_stuck = True
         return AnchorError(
             f"the broker, the process that keeps this run's sessions, has not answered in {seconds:g} s: "
             "is it stopped? The run's end tries again."
@@ -354,7 +354,7 @@ class Client:
                 connection.greet(timeout)
         except TimeoutError:
             self._drop(connection)
-            self._is_stuck = True
+            self.is_stuck = True
             raise start_failure(f"it has not answered in {timeout:g} s") from None
         except BaseException:
             self._drop(connection)

@@ -70,7 +70,7 @@ class System:
             posix.unlink,
         )
         fstat, getuid, waitpid, write = posix.fstat, posix.getuid, posix.waitpid, posix.write
-        duplicate = fcntl.fcntl
+        duplicate, times = fcntl.fcntl, posix.times
         socket = socket
         both_ways = SHUT_RDWR
         # Where a test has SIGPIPE end its process, writing to a broker that is gone must not; macOS has no such flag.
@@ -86,6 +86,11 @@ class System:
 
 
 getpid = System.getpid if posix is not None else os.getpid
+
+
+def elapsed() -> float:
+    """Seconds since some moment, in steps of 10 ms, by a clock that freezegun and time-machine do not know."""
+    return float(System.times().elapsed) if System.is_complete else 0.0
 
 
 class Launcher:

@@ -25,6 +25,8 @@ class _Life:
     def __init__(self, nonce: str) -> None:
         self.nonce = nonce
         self.is_over = False
+        self.is_ending = False  # in the background
+        self.is_tests = True  # whether the test that runs has created or taken it
         self.ended_by_itself = False  # as it turned out when it was to be ended
 
 
@@ -118,6 +120,11 @@ class AnchorSession:
         """
         if not self._life.is_over:
             self._client.request("end later", timeout=END_TIMEOUT, again=True, nonces=[self._life.nonce])
+            self._life.is_ending = True
+
+    def take(self) -> None:
+        """Take in that the test which runs has it, though another has created it."""
+        self._life.is_tests = True
 
     def __enter__(self) -> AnchorSession:  # noqa: PYI034 - not made to be inherited from
         return self
@@ -181,6 +188,7 @@ class AnchorSessionFactory:
         self._after_create = after_create
         self._on_wait = on_wait
         self._sessions: list[tuple[_Life, AnchorSession]] = []
+        self._of_test: list[tuple[_Life, AnchorSession]] = []  # and of the next ones, what is not ended by then
         self._closings = 0  # how often its sessions were ended
 
     def __call__(
@@ -217,6 +225,7 @@ class AnchorSessionFactory:
         life = _Life(created["nonce"])
         handle = AnchorSession(self._client, created, life, config)
         self._sessions.append((life, handle))
+        self._of_test.append((life, handle))
         if self._closings != closings:  # a thread, or a task of a loop that outlives its test, has come too late
             handle.end_later()
         self._after_create()
@@ -230,7 +239,7 @@ class AnchorSessionFactory:
                 timeout=self._client.settings.create_timeout + ANSWER_TIMEOUT,
                 on_note=self._on_wait,
                 config=config,
-                test=_shortened(self._test()),
+                test=shortened(self._test()),
                 is_self_blocked=self._client.is_self_blocked,
             )
         except (TypeError, ValueError, RecursionError) as error:
@@ -238,6 +247,25 @@ class AnchorSessionFactory:
 
     def __repr__(self) -> str:
         return f"<AnchorSessionFactory {len(self._sessions)} created>"
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its fixture was torn down."""
+        return self._closings > 0
+
+    def of_test(self, *, requested: bool) -> list[AnchorSession]:
+        """The sessions that the running test has, or has had.
+
+        :param requested: whether it has requested this factory, and so all that was open when it began.
+        """
+        return [session for life, session in list(self._of_test) if requested or life.is_tests]
+
+    def test_is_over(self) -> None:
+        """Forget what the test has had, but for what the next one may have as well."""
+        over = [life for life, _ in list(self._of_test) if life.is_over or life.is_ending]
+        self._of_test = [one for one in self._of_test if one[0] not in over]
+        for life, _ in self._of_test:
+            life.is_tests = False
 
     def close(self, timeout: float) -> dict[AnchorSession, Exception]:
         """End what is left of the factory's sessions, several at once.
@@ -261,7 +289,7 @@ class AnchorSessionFactory:
             self._client.request("end later", timeout=END_TIMEOUT, again=True, nonces=left)
 
 
-def _shortened(test: str) -> str:
+def shortened(test: str) -> str:
     """What is kept on record of a test's id: the id of a parametrised test may be of any length."""
     return test if len(test) <= MAX_TEST else f"{test[: MAX_TEST - 1]}…"
 

@@ -250,6 +250,18 @@ class Broker:
         for values in records:
             run.add(Record.from_values(values))
 
+    def record_test(self, nonces: Iterable[str], *, seconds: float, **fields: Any) -> None:
+        """Take in that a test is over, which had some sessions.
+
+        :param seconds: how long it took.
+        """
+        ended = time.time()
+        began = ended - seconds
+        if (run := self._run) is not None:
+            for nonce in nonces:
+                with suppress(AnchorRegistryError):
+                    run.append("tested", nonce, began=began, ended=ended, **fields)
+
     def _start_crash_sweep(self, nonces: set[str], grace: float, owner: Owner | None = None) -> None:
         """Start a sweep while the run goes on: of what an ended process left, or for a lost creation."""
         if not nonces:

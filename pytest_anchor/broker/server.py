@@ -260,6 +260,12 @@ def _end_later(broker: Broker, _process: Process, _peer: Connection, message: di
     return {}
 
 
+def _tested(broker: Broker, _process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
+    fields = {name: message[name] for name in ("test", "outcome", "rerun")}
+    broker.record_test(message["nonces"], seconds=message["seconds"], **fields)
+    return {}
+
+
 def _plan(broker: Broker, process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
     if (owner := broker.known_owner(process)) is not None:  # nothing is created ahead of a test's own first request
         current, upcoming = message["current"], message["upcoming"]
@@ -321,6 +327,7 @@ VERBS: dict[str, Callable[[Broker, Process, Connection, dict[str, Any]], dict[st
     "create": _create,
     "end": _end,
     "end later": _end_later,
+    "tested": _tested,
     "plan": _plan,
     "finish": _finish,
     "take records": _take_records,

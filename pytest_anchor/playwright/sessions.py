@@ -102,6 +102,7 @@ class Sessions:
                 break
             if not lease.is_due:
                 lease.is_used = True
+                lease.session.take()
                 return lease
             self.end(lease)
         begun = monotonic()

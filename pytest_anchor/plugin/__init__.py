@@ -105,7 +105,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if any(not FIXTURES.isdisjoint(getattr(item, "fixturenames", ())) for item in session.items):
         # All that a test will need is imported now: under a test's patch, nothing may be importable any more.
         from .. import session as _session  # noqa: F401
-        from . import finish, redaction, signals, upcoming, wait_status  # noqa: F401
+        from . import finish, outcomes, redaction, signals, upcoming, wait_status  # noqa: F401
 
         if not sys.modules.keys().isdisjoint({"asyncio", "trio"}):  # without these, no test can be asynchronous
             from .. import async_session  # noqa: F401
@@ -117,7 +117,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     plugin = item.config.stash[PLUGIN]
-    plugin.item = item
+    plugin.begins(item)
     if plugin.upcoming is not None:
         plugin.upcoming.begins(item, nextitem)
         plugin.plan(plugin.upcoming.wanted_by(item))

@@ -48,7 +48,8 @@ def _anchor_session(
     config = configuration(request.node, anchor_session_defaults)
     if plugin.upcoming is not None:
         plugin.upcoming.saw(request.node, anchor_session_defaults)
-    factory, pid = plugin.factory(request.node, config), plugin.client.pid
+    factory = plugin.factory(request.node, config, fixture=request.fixturename or "")
+    pid = plugin.client.pid
     yield factory
     if plugin.client.pid != pid:  # a child that the test forked, and that has gone on: they are its parent's
         return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ..errors import AnchorConfigError, AnchorError, redact
+from ..launcher import elapsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ..client import Client
     from ..configuration import Wanted
     from ..session import AnchorSessionFactory
+    from .outcomes import Outcomes
     from .signals import Termination
     from .upcoming import UpcomingTests
     from .wait_status import WaitStatusReporter
@@ -44,6 +46,7 @@ class Plugin:
         self._pid = client.pid
         self.session: pytest.Session | None = None
         self.item: pytest.Item | None = None
+        self._test_began = 0.0
         self.runs_tests = True
         self.has_remote_workers = False
         self.remarks: dict[str, None] = {}
@@ -71,6 +74,25 @@ class Plugin:
         return WaitStatusReporter(self.config)
 
     @cached_property
+    def outcomes(self) -> Outcomes:
+        """What becomes of the tests that have sessions."""
+        from .outcomes import Outcomes
+
+        outcomes = Outcomes(self)
+        self.config.pluginmanager.register(outcomes, Outcomes.NAME)
+        return outcomes
+
+    def begins(self, item: pytest.Item) -> None:
+        """Take in that a test begins."""
+        self.item = item
+        self._test_began = elapsed()
+
+    def seconds_of_test(self) -> float:
+        """How long the running test has taken; another run of it begins now."""
+        began, self._test_began = self._test_began, elapsed()
+        return max(self._test_began - began, 0.0)
+
+    @cached_property
     def upcoming(self) -> UpcomingTests | None:
         """The tests that come next, where anything is created ahead for them."""
         if not self.client.settings.prefetch:
@@ -96,8 +118,13 @@ class Plugin:
         key = self.client.key
         self.remarks[redact(text, key) if key else text] = None
 
-    def factory(self, node: pytest.Item | pytest.Collector, config: Mapping[str, Any]) -> AnchorSessionFactory:
-        """What a fixture of *node* gives to a test, or to several."""
+    def factory(
+        self, node: pytest.Item | pytest.Collector, config: Mapping[str, Any], *, fixture: str = ""
+    ) -> AnchorSessionFactory:
+        """What a fixture of *node* gives to a test, or to several.
+
+        :param fixture: its name, ``""`` if tests cannot request it.
+        """
         from ..session import AnchorSessionFactory
         from .upcoming import source_of_defaults
 
@@ -112,7 +139,7 @@ class Plugin:
                     "with tests that have another: use anchor_session there, or a factory of a narrower scope."
                 )
 
-        return AnchorSessionFactory(
+        factory = AnchorSessionFactory(
             self.client,
             config,
             # A test's own factory may be called by a thread of it that is still there when the next test runs.
@@ -121,6 +148,8 @@ class Plugin:
             after_create=self.plan,
             on_wait=self.wait_status,
         )
+        self.outcomes.add(factory, node, fixture)
+        return factory
 
     def plan(self, current: Wanted | None = None) -> None:
         """Have created ahead what the next tests will ask for, unless the test that runs still needs *current*."""

@@ -1,7 +1,4 @@
-"""Which sessions each test has, and what becomes of the test: the broker keeps that on record.
-
-PYTEST_DONT_REWRITE: there is no assertion.
-"""
+"""Which sessions each test has, and what becomes of the test: the broker keeps that on record."""
 
 from __future__ import annotations
 

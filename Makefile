@@ -11,7 +11,7 @@ in_parallel := -n $(workers) --dist worksteal
 .PHONY: demo test fast coverage bench setup chromium clean
 
 # The demo does without the plugins that `make test` installs for its own use, and without their names.
-demo: export PYTEST_ADDOPTS := --no-header -p no:playwright-asyncio -p no:asyncio -p no:run-parallel
+demo: export PYTEST_ADDOPTS := --no-header -p no:playwright-asyncio -p no:asyncio -p no:django -p no:flask -p no:run-parallel
 demo: .venv/demo chromium
 	@echo "examples/tea_shop is a suite for pytest-playwright that starts its own server and says nothing of Anchor."
 	@$(call run_demo,One session for each worker:,$(demo) --anchor-local --anchor-playwright worker)

@@ -43,7 +43,7 @@ def pytest_run(suite: Suite, *args: str, **env: str) -> subprocess.CompletedProc
     """Run pytest as a user would, without this suite's own options."""
     # It is installed for other tests, and would warn of a setting that it misses.
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-W", "error", "-p", "no:asyncio", *args],
+        [sys.executable, "-m", "pytest", "-W", "error", "-p", "no:asyncio", "-p", "no:flask", *args],
         cwd=suite.folder,
         env=environment(**suite.server.env, **env),
         capture_output=True,

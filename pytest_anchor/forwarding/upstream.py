@@ -64,12 +64,15 @@ class Response:
 
 
 class _Resolver(AbstractResolver):
-    """Resolves ``localhost`` and all below it to this machine without asking anything, as browsers do."""
+    """Resolves ``localhost`` and all below it to this machine without asking anything, as browsers do.
+
+    So it does ``localhost.localdomain``, the name of pytest-flask's servers, which not every machine knows.
+    """
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        if host == "localhost" or host.endswith(".localhost"):
+        if host in ("localhost", "localhost.localdomain") or host.endswith(".localhost"):
             # Chromium begins with ::1, where few servers of a test listen.
             found = [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)]
         else:

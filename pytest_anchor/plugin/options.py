@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-FORWARDED_HOSTS = "localhost,127.0.0.1,[::1],*.localhost"
+FORWARDED_HOSTS = "localhost,127.0.0.1,[::1],*.localhost,localhost.localdomain"
 
 
 class Option(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from elsewhere import Elsewhere
 from playwright.sync_api import Browser, Playwright, sync_playwright
 from servers import Servers
 from settings_for import settings_for
+
+sys.path += [str(Path(__file__).parents[1] / name) for name in ("local", "playwright")]
+
+from switched import Suite
 
 from pytest_anchor.client import Client
 from pytest_anchor.forwarding import forward
@@ -81,3 +86,11 @@ def servers() -> Iterator[Servers]:
     """Servers of this machine, which listen on its loopback only."""
     with Servers() as started:
         yield started
+
+
+@pytest.fixture
+def suite(tmp_path: Path, elsewhere: Elsewhere, pytester: pytest.Pytester) -> Suite:
+    """A folder of tests whose browsers are elsewhere."""
+    folder = tmp_path / "suite"
+    folder.mkdir()
+    return Suite(folder, elsewhere, pytester)

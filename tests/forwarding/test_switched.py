@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-from elsewhere import Elsewhere
-
-sys.path += [str(Path(__file__).parents[1] / name) for name in ("local", "playwright")]
-
 from switched import ASYNC, Suite
 
 pytestmark = pytest.mark.slow
@@ -82,10 +75,7 @@ PAGE = """
 
 
 @pytest.fixture
-def suite(tmp_path: Path, elsewhere: Elsewhere, pytester: pytest.Pytester) -> Suite:
-    folder = tmp_path / "suite"
-    folder.mkdir()
-    suite = Suite(folder, elsewhere, pytester)
+def suite(suite: Suite) -> Suite:
     suite.write(SERVER, "conftest.py")
     return suite
 

@@ -65,21 +65,6 @@ def test_reruns_repeats_and_the_end_by_a_failure(suite: Suite):
     assert run.outcomes == {"passed": 3, "failed": 1, "rerun": 1}, run.out
 
 
-def test_a_worker_crashes(suite: Suite):
-    suite.write("""
-        import os
-        import pytest
-
-        @pytest.mark.parametrize("number", range(4))
-        def test_it(page, number):
-            if number == 1:
-                os._exit(3)
-            assert page.title() == ""
-    """)
-    run = suite.run_process("worker", "-p", "xdist", "-n", "2", "--dist", "worksteal")
-    assert run.outcomes == {"passed": 3, "failed": 1}, run.out
-
-
 def test_sessions_ahead_and_ends_behind(suite: Suite):
     suite.write("""
         import time

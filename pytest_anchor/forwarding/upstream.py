@@ -7,13 +7,15 @@ import errno
 import socket
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
+
+from .guard import origin
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -28,7 +30,9 @@ CONNECT_TIMEOUT = 5.0  # seconds
 READ_TIMEOUT = 300.0  # seconds that a server may be silent, as in Chromium
 STREAM_LIMIT = 30.0  # seconds until a response whose end is not announced counts as one without
 ENDLESS_LIMIT = 2.0  # seconds until one of a type of which no end is to be expected is cut off
-AT_ONCE = 6  # connections to one server, as in Chromium
+AT_ONCE = 6  # requests to one server, as in Chromium
+KEPT = 1.0  # seconds that a connection waits for another request
+_WITHOUT_EFFECT = ("GET", "HEAD")  # methods of requests that may be sent again
 IN_MEMORY = 2_000_000  # bytes of a body; what is beyond is kept in a file
 _CHUNK = 1 << 16
 _ENDLESS_TYPES = ("text/event-stream", "multipart/x-mixed-replace")
@@ -88,19 +92,16 @@ class _Resolver(AbstractResolver):
         pass
 
 
-def client_session(*, at_once: int = 0) -> aiohttp.ClientSession:
+def client_session(*, kept: float = 0.0) -> aiohttp.ClientSession:
     """A client for the test machine's servers, without proxies, and with no strictness about certificates.
 
-    No connection is kept: a server that restarts, or that serves one connection at a time, is not met by an old one.
-
-    :param at_once: connections to one server, 0 for any number.
+    :param kept: seconds that a connection waits for another request; 0 for a connection for each.
     """
+    keeping: dict[str, Any] = {"keepalive_timeout": kept} if kept else {"force_close": True}
     tracing = aiohttp.TraceConfig()
     tracing.on_request_redirect.append(_refuse_redirect)
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            limit=0, limit_per_host=at_once, force_close=True, ssl=False, resolver=_Resolver(), use_dns_cache=False
-        ),
+        connector=aiohttp.TCPConnector(limit=0, ssl=False, resolver=_Resolver(), use_dns_cache=False, **keeping),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=READ_TIMEOUT),
         trust_env=False,
@@ -135,11 +136,16 @@ async def patiently(attempt: Callable[[], Awaitable[T]]) -> T:
 
 
 class Upstream:
-    """Sends requests to servers of the test machine."""
+    """Sends requests to servers of the test machine.
+
+    A connection is kept for requests that aiohttp sends once more where the server has just closed it. It is kept for a
+    moment only: a server may serve one at a time, or wait for their ends when it is shut down.
+    """
 
     def __init__(self) -> None:
-        self._http = client_session(at_once=AT_ONCE)
-        self._urgent = client_session()
+        self._kept = client_session(kept=KEPT)
+        self._once = client_session()
+        self._places: dict[str, asyncio.Semaphore] = {}  # by origin
 
     async def send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, *, is_urgent: bool = False
@@ -151,9 +157,11 @@ class Upstream:
             there is another.
         :raises UpstreamError: there is none.
         """
-        http = self._urgent if is_urgent else self._http
+        http = self._kept if method in _WITHOUT_EFFECT else self._once
+        places = self._places.setdefault(origin(url), asyncio.Semaphore(AT_ONCE))
         try:
-            return await patiently(lambda: self._send(http, method, url, headers, body))
+            async with nullcontext() if is_urgent else places:
+                return await patiently(lambda: self._send(http, method, url, headers, body))
         except aiohttp.ClientConnectorError as error:
             raise UpstreamError("ConnectionRefused" if is_refused(error) else "ConnectionFailed") from error
         except asyncio.TimeoutError as error:
@@ -185,8 +193,8 @@ class Upstream:
 
     async def close(self) -> None:
         """Let go of the connections."""
-        await self._http.close()
-        await self._urgent.close()
+        await self._kept.close()
+        await self._once.close()
 
 
 async def _read(answer: aiohttp.ClientResponse) -> tuple[BinaryIO, int]:

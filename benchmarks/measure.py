@@ -62,14 +62,15 @@ def paired(
 
 
 @contextmanager
-def local_server(*options: str, log: Path | None = None) -> Iterator[dict[str, str]]:
-    """A browserless local backend in its own process; yields the environment that it names.
+def local_server(*options: str, log: Path | None = None, browsers: bool = False) -> Iterator[dict[str, str]]:
+    """A local backend in its own process; yields the environment that it names.
 
     :param log: where it writes down what it answers; see :func:`answers`.
+    :param browsers: whether its sessions have a Chromium.
     """
     local = ["-m", "pytest_anchor", "local"] if log is None else [str(ROOT / "benchmarks" / "logged.py"), str(log)]
     process = subprocess.Popen(
-        [sys.executable, *local, "--browserless", *options],
+        [sys.executable, *local, *([] if browsers else ["--browserless"]), *options],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,

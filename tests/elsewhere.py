@@ -179,6 +179,12 @@ class Elsewhere:
         """The answer of its API."""
         return requests.request(method, self.url + path, headers={"anchor-api-key": self.key}, timeout=60)
 
+    @property
+    def alive(self) -> list[str]:
+        """The sessions that run."""
+        items = self("GET", "/v1/sessions/all/status").json()["data"]["items"]
+        return [one["session_id"] for one in items if one["status"] == "running"]
+
     def close(self) -> None:
         if self.relay is not None:
             self.relay.close()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FAR = 0.08  # seconds to a browser elsewhere and back
 HOSTS = ("localhost", "127.0.0.1")
 ROUNDS = 5
-SMALL = 40  # fetches in a row
+SMALL, SMALL_ROUNDS = 10, 20  # fetches in a row: few, so that a round is undisturbed at times on a busy machine, too
 MEGABYTES = 20
 
 SCRIPTS = {
@@ -101,8 +101,8 @@ def figures() -> Iterator[Figure]:
             where = f"{delay * 1000:.0f} ms away" if delay else "near"
             with _browsers(playwright, servers, delay) as pages:
                 before = _cpu(pages.forwarding)
-                forwarded, direct = (one / SMALL for one in _compare(pages, "fetch"))
-                cpu = (_cpu(pages.forwarding) - before) / SMALL / (ROUNDS + 1)
+                forwarded, direct = (one / SMALL for one in _compare(pages, "fetch", SMALL_ROUNDS))
+                cpu = (_cpu(pages.forwarding) - before) / SMALL / (SMALL_ROUNDS + 1)
                 if delay:
                     trips = (forwarded - near["fetch"]) / (delay * 1000)
                     value, aim = f"{trips:.2f} round trips", "1.2 or less"
@@ -118,9 +118,12 @@ def figures() -> Iterator[Figure]:
                 forwarded, direct = _compare(pages, "images")
                 yield Figure(f"100 images at once, {where}", f"{forwarded / direct:.2f}", "", _times(forwarded, direct))
                 for name in ("down", "up"):
+                    before = _cpu(pages.forwarding)
                     forwarded, direct = (one / MEGABYTES for one in _compare(pages, name, 2))
+                    cpu = (_cpu(pages.forwarding) - before) / MEGABYTES / 3
                     title = f"each MB of {MEGABYTES} MB {name}, {where}"
-                    yield Figure(title, f"+{forwarded - direct:.1f} ms", "", _times(forwarded, direct))
+                    detail = f"{_times(forwarded, direct)}; {cpu:.1f} ms of CPU"
+                    yield Figure(title, f"+{forwarded - direct:.1f} ms", "", detail)
                 if Path("/proc/self").is_dir():
                     peak = f"{_peak(pages.forwarding):.0f} MB"
                     yield Figure(

@@ -2,6 +2,8 @@
 
 Enable it with ``pytest -p pytest_anchor``, which works installed or from a checkout, or install
 it and let pytest load it by itself.
+
+PYTEST_DONT_REWRITE: every run with this plugin imports this, and it has no assertion.
 """
 
 import sys

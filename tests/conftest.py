@@ -1,5 +1,6 @@
 import faulthandler
 import os
+import posix
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ from uuid import uuid4
 
 import pytest
 from fault_server import KEY, FaultServer
+from forked import broker_server, forking_spawn
 from processes import forget_the_machine
 from real_runs import processes_in
 from real_runs import until as wait_until
@@ -26,6 +28,7 @@ from pytest_anchor.broker.processes import Process
 from pytest_anchor.broker.server import Server
 from pytest_anchor.client import Client
 from pytest_anchor.errors import AnchorError
+from pytest_anchor.launcher import System
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.settings import Settings, socket_identity
 
@@ -53,6 +56,18 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Iterator[objec
 def pytest_unconfigure() -> None:
     """End a process which a test's thread keeps from its end, and show that thread."""
     faulthandler.dump_traceback_later(60, exit=True)
+
+
+@pytest.fixture(autouse=True)
+def forked_brokers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The brokers that this process starts are forked from one that has imported what they need."""
+    monkeypatch.setattr(System, "spawn", forking_spawn(broker_server))
+
+
+@pytest.fixture
+def started_brokers(forked_brokers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The brokers that this process starts are started as users' are."""
+    monkeypatch.setattr(System, "spawn", posix.posix_spawn)
 
 
 @pytest.fixture

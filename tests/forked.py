@@ -1,47 +1,134 @@
-"""Real pytest processes, forked from one that has imported pytest: that costs a third of starting one.
+"""Real Python processes, forked from one that has imported what they need: a fraction of the CPU of starting one.
 
-Such a process has a pid, a session, an environment, a working directory and output of its own, and pytest reads its
-command line as always. Only what an interpreter does at its start is not done anew, such as reading ``PYTHON…``
-variables and the locale.
+Such a process has a pid, descriptors, an environment and arguments of its own, and does what its command line says.
+Only what an interpreter does at its start is not done anew, such as reading ``PYTHON…`` variables, the locale and
+site customizations: tests of that start their processes.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import array
+import atexit
+import json
 import os
+import posix
+import select
 import signal
+import socket
+import struct
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing import connection
-from multiprocessing.reduction import DupFd
+from functools import cache
 from pathlib import Path
-from subprocess import TimeoutExpired
-from typing import IO
+from subprocess import PIPE, Popen, TimeoutExpired
+from typing import IO, Any
+from weakref import finalize
 
-from processes import reset_signals
+from processes import PATIENCE, environment, read_line
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytest", "execnet"])
+LONGEST = 4096  # bytes of a command line, as /proc shows it
+NUMBER = struct.Struct("=i")
+
+# Bound before a test may have replaced them in the process that asks.
+_Socket, _UNIX, _RIGHTS = socket.socket.__base__, socket.AF_UNIX, (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+_encode, _array, _open, _close = json.JSONEncoder().encode, array.array, posix.open, posix.close
+_servers: list[Popen[str]] = []  # each lives as long as this process keeps its standard input open
+
+
+@cache
+def _fork_server(*modules: str, flags: tuple[str, ...] = ()) -> str:
+    """The address of a process that forks others, and goes with this one.
+
+    :param modules: what they have imported.
+    :param flags: what its interpreter is started with.
+    """
+    address = f"{tempfile.mkdtemp(prefix='forks-', dir='/tmp')}/socket"
+    program = str(Path(__file__).with_name("fork_server.py"))
+    command = [sys.executable, *flags, program, address, *modules, "x" * LONGEST]
+    _servers.append(Popen(command, env=environment(), stdin=PIPE, stdout=PIPE, text=True, start_new_session=True))
+    assert read_line(_servers[-1]) == "ready\n"
+    return address
+
+
+def pytest_server() -> str:
+    """The address of a process that forks runs of pytest."""
+    return _fork_server("pytest", "execnet", "pytest_anchor.plugin")
+
+
+def broker_server() -> str:
+    """The address of a process that forks brokers."""
+    return _fork_server("pytest_anchor.broker.__main__", "pytest_anchor.broker.server", flags=("-W", "ignore"))
+
+
+@atexit.register
+def _stop_servers() -> None:
+    for server in _servers:
+        with server:
+            server.stdin.close()
+
+
+def send(connection: Any, fds: list[int], **request: Any) -> None:
+    """Send what a process is to do, and what become its descriptors 0, 1, 2 and so on."""
+    message = _encode(request).encode()
+    connection.sendmsg([NUMBER.pack(len(message))], [(*_RIGHTS, _array("i", fds))])
+    connection.sendall(message)
+
+
+def receive_pid(connection: Any) -> int:
+    return NUMBER.unpack(connection.recv(NUMBER.size))[0]
+
+
+def fork(address: str, fds: list[int], **request: Any) -> tuple[int, int]:
+    """Have a process forked: the descriptor from which its exit code will come, and its pid."""
+    connection = _Socket(_UNIX)
+    connection.settimeout(PATIENCE)
+    connection.connect(address)
+    send(connection, fds, **request)
+    pid = receive_pid(connection)
+    return connection.detach(), pid
+
+
+def forking_spawn(address: Callable[[], str]) -> Callable[..., int]:
+    """A ``posix_spawn`` that has brokers forked, and starts everything else."""
+    start, executable = posix.posix_spawn, sys.executable
+
+    def spawn(path: str, command: list[str], env: dict[str, str], **more: Any) -> int:
+        if path != executable or "pytest_anchor.broker" not in command[-2]:
+            return start(path, command, env, **more)
+        (_, stdin, _), (_, _, *log), _, (_, listener, _) = more["file_actions"]
+        output = _open(*log)
+        try:
+            end, pid = fork(address(), [stdin, output, output, listener], arguments=command, env=env)
+        finally:
+            _close(output)
+        _close(end)
+        return pid
+
+    return spawn
 
 
 class ForkedPytest:
-    """A pytest process, with the part of :class:`subprocess.Popen` that tests use."""
+    """A pytest process, the first of a session, with the part of :class:`subprocess.Popen` that tests use."""
 
     def __init__(self, args: list[str], cwd: Path, env: dict[str, str]) -> None:
-        self.args = args
+        self.args = [sys.executable, "-m", "pytest", *args]
         out, err = os.pipe(), os.pipe()
+        fds = [os.open(os.devnull, os.O_RDONLY), out[1], err[1]]
+        request = {"arguments": self.args, "env": env, "cwd": str(cwd), "brokers": broker_server()}
         try:
-            self._process = _CONTEXT.Process(target=_run, args=(args, str(cwd), env, DupFd(out[1]), DupFd(err[1])))
-            self._process.start()
+            self._end, self.pid = fork(pytest_server(), fds, **request)
         finally:
-            os.close(out[1])
-            os.close(err[1])
-        self.pid: int = self._process.pid
+            for fd in fds:
+                os.close(fd)
+        finalize(self, os.close, self._end)
         self.stdout, self.stderr = (os.fdopen(end[0], encoding="utf-8", errors="replace") for end in (out, err))
+        self._code: int | None = None
         self._texts = ["", ""]
-        self._lock = threading.Lock()  # the exit code can be read once
+        self._lock = threading.Lock()  # the exit code comes once
         self._readers: list[threading.Thread] = []
 
     @property
@@ -49,14 +136,19 @@ class ForkedPytest:
         return self.poll()
 
     def poll(self) -> int | None:
-        with self._lock:
-            return self._process.exitcode
+        with suppress(TimeoutExpired):
+            self.wait(0.0)
+        return self._code
 
     def wait(self, timeout: float | None = None) -> int:
-        connection.wait([self._process.sentinel], timeout)
-        if (code := self.poll()) is None:
-            raise TimeoutExpired(self.args, timeout)
-        return code
+        if self._code is None:
+            select.select([self._end], [], [], timeout)
+        with self._lock:
+            if self._code is None:
+                if not select.select([self._end], [], [], 0.0)[0]:
+                    raise TimeoutExpired(self.args, timeout or 0.0)
+                (self._code,) = NUMBER.unpack(os.read(self._end, NUMBER.size))
+        return self._code
 
     def communicate(self, timeout: float) -> tuple[str, str]:
         """All that is written until nothing holds the output any more."""
@@ -83,31 +175,3 @@ class ForkedPytest:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
-
-
-def _run(args: list[str], cwd: str, env: dict[str, str], out: DupFd, err: DupFd) -> None:
-    """Become the process that ``python -m pytest`` starts."""
-    os.setsid()
-    reset_signals()
-    for stream, number in ((out, 1), (err, 2)):
-        fd = stream.detach()
-        os.dup2(fd, number)
-        os.close(fd)
-    os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(env)
-    installed = [entry for entry in sys.path if entry.startswith((sys.prefix, sys.base_prefix))]
-    sys.path[:] = [cwd, *env["PYTHONPATH"].split(os.pathsep), *installed]
-    sys.argv[:] = ["pytest", *args]
-    for name in set(sys.modules).intersection(("processes", "forked", "__mp_main__")):
-        del sys.modules[name]
-    import pytest
-
-    try:
-        sys.exit(pytest.console_main())
-    except KeyboardInterrupt:  # as the interpreter does
-        sys.excepthook(*sys.exc_info())
-        sys.stdout.flush()
-        sys.stderr.flush()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)

@@ -90,7 +90,7 @@ def processes_in(folder: Path) -> dict[int, str]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                command = entry.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                command = entry.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").rstrip()
                 inside = entry.joinpath("cwd").readlink().is_relative_to(folder)
             except OSError:  # it is gone, or somebody else's
                 continue

@@ -16,6 +16,8 @@ from real_runs import until
 
 from pytest_anchor.errors import AnchorError
 
+pytestmark = pytest.mark.usefixtures("started_brokers")
+
 # what the broker inherits
 
 

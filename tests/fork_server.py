@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from functools import partial
 from importlib import import_module
@@ -175,7 +174,9 @@ def _worker_io(forker: socket.socket, arguments: list[str], execmodel: Any) -> A
         prctl(_PR_SET_CHILD_SUBREAPER, 0)
         os.close(stdin[0])
         os.close(stdout[1])
-    io = import_module("execnet.gateway_base").Popen2IO(os.fdopen(stdin[1], "wb"), os.fdopen(stdout[0], "rb"), execmodel)
+    io = import_module("execnet.gateway_base").Popen2IO(
+        os.fdopen(stdin[1], "wb"), os.fdopen(stdout[0], "rb"), execmodel
+    )
     io.wait = partial(_wait, pid)
     io.kill = partial(os.kill, pid, signal.SIGKILL)
     return io

@@ -49,8 +49,9 @@ def _fork_server(*modules: str, flags: tuple[str, ...] = ()) -> str:
     address = f"{tempfile.mkdtemp(prefix='forks-', dir='/tmp')}/socket"
     program = str(Path(__file__).with_name("fork_server.py"))
     command = [sys.executable, *flags, program, address, *modules, "x" * LONGEST]
-    _servers.append(Popen(command, env=environment(), stdin=PIPE, stdout=PIPE, text=True, start_new_session=True))
-    assert read_line(_servers[-1]) == "ready\n"
+    process = Popen(command, env=environment(), cwd="/", stdin=PIPE, stdout=PIPE, text=True, start_new_session=True)
+    _servers.append(process)
+    assert read_line(process) == "ready\n"
     return address
 
 

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from .cdp import LARGEST_BODY, CDPError, Connection
+from .cookies import header, to_store
 from .exchange import Exchange
-from .guard import Frames, Hosts, initiator, origin, site
+from .guard import Frames, Hosts, initiator
 from .sockets import Context, Sockets
 from .uploads import FileReader, body_of, has_files
 from .upstream import IN_MEMORY, Upstream, UpstreamError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
+    from http.cookies import Morsel
 
     from .upstream import Response
 
@@ -53,7 +55,7 @@ class Browser:
         self._frames = Frames(hosts)
         self._upstream = Upstream()
         self.exchange = Exchange(self._upstream)
-        self._sockets = Sockets(hosts, self._cookies, self._deliver)
+        self._sockets = Sockets(hosts, self._cookies, self._store_cookies, self._deliver)
         self._contexts: dict[tuple[str, int], Context] = {}
         self._targets: dict[str, dict[str, Any]] = {}  # by debugging session
         self._noted: set[str] = set()  # browser contexts
@@ -306,13 +308,15 @@ class Browser:
         ]
         if not pages:
             return ""
-        found = await self._call("Network.getCookies", pages[0], urls=[url.replace("ws", "http", 1)])
-        is_foreign = site(url) != site(origin(context.origin))
-        return "; ".join(
-            f"{cookie['name']}={cookie['value']}"
-            for cookie in found["cookies"]
-            if not is_foreign or cookie.get("sameSite") == "None"
-        )
+        found = await self._call("Network.getCookies", pages[0], urls=[url])
+        return header(found["cookies"], url, context.origin)
+
+    async def _store_cookies(self, url: str, context: Context, cookies: list[Morsel[str]]) -> None:
+        """Have the browser store what a response has set, as far as it accepts it."""
+        where = {"browserContextId": context.browser_context} if context.browser_context else {}
+        for cookie in to_store(cookies, url, context.origin):
+            with suppress(CDPError):
+                await self._call("Storage.setCookies", cookies=[cookie], **where)
 
 
 async def _while_it_lives(work: Coroutine[Any, Any, Any]) -> None:

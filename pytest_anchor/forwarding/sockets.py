@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
@@ -21,6 +22,7 @@ from .upstream import client_session, patiently
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from http.cookies import Morsel
     from typing import TypeAlias
 
     from .guard import Hosts
@@ -110,14 +112,20 @@ class _Socket:
 
     async def cookies(self, url: str) -> dict[str, str]:
         """The header with the browser's cookies for a URL, if there are any."""
-        cookies = await self.sockets.cookies(url, self.context)
+        cookies = await self.sockets.cookies(_as_http(url), self.context)
         return {"Cookie": cookies} if cookies else {}
+
+    async def store(self, response: aiohttp.ClientResponse) -> None:
+        """Have the browser store the cookies that a response sets."""
+        url = _as_http(str(response.url))
+        await self.sockets.store(url, self.context, list(response.cookies.values()))
 
 
 class _WebSocket(_Socket):
     is_closing = False
 
     async def run(self) -> None:
+        _SOCKET.set(self)
         ending: tuple[bool, int, str] = (False, ABNORMAL, "")
         try:
             if self.sockets.allow(self.context, self.url):
@@ -181,7 +189,12 @@ class _WebSocket(_Socket):
 
 
 class _EventSource(_Socket):
+    async def store(self, response: aiohttp.ClientResponse) -> None:
+        if self.given or not self._is_foreign(str(response.url)):
+            await super().store(response)
+
     async def run(self) -> None:
+        _SOCKET.set(self)
         try:
             if self.sockets.allow(self.context, self.url):
                 await self._read_again_and_again()
@@ -248,10 +261,25 @@ class _EventSource(_Socket):
         return allowed in ("*", own)
 
 
+_SOCKET: ContextVar[_Socket] = ContextVar("socket")  # whose task it is that runs
+
+
+async def _store_cookies(_session: object, _context: object, ended: aiohttp.TraceRequestEndParams) -> None:
+    """Take in a response of which aiohttp does not hand over the headers, as it is a WebSocket's."""
+    if ended.response.cookies:
+        await _SOCKET.get().store(ended.response)
+
+
+def _as_http(url: str) -> str:
+    """A socket's URL with the scheme by which cookies know it."""
+    return url.replace("ws", "http", 1) if url.startswith("ws") else url
+
+
 class Sockets:
     """All sockets of one browser.
 
     :param cookies: the value of the header for a URL and a context.
+    :param store: stores the cookies that a response from a URL has set for a context.
     :param deliver: hands messages to a context's script.
     """
 
@@ -259,10 +287,12 @@ class Sockets:
         self,
         hosts: Hosts,
         cookies: Callable[[str, Context], Awaitable[str]],
+        store: Callable[[str, Context, list[Morsel[str]]], Awaitable[None]],
         deliver: Callable[[Context, list[Any]], Awaitable[object]],
     ) -> None:
-        self.http = client_session()
+        self.http = client_session(on_response=_store_cookies)
         self.cookies = cookies
+        self.store = store
         self._hosts = hosts
         self._deliver = deliver
         self._sockets: dict[tuple[Context, int], _Socket] = {}

@@ -92,14 +92,19 @@ class _Resolver(AbstractResolver):
         pass
 
 
-def client_session(*, kept: float = 0.0) -> aiohttp.ClientSession:
+def client_session(
+    *, kept: float = 0.0, on_response: Callable[..., Awaitable[None]] | None = None
+) -> aiohttp.ClientSession:
     """A client for the test machine's servers, without proxies, and with no strictness about certificates.
 
     :param kept: seconds that a connection waits for another request; 0 for a connection for each.
+    :param on_response: is called with each response, as aiohttp's tracing has it.
     """
     keeping: dict[str, Any] = {"keepalive_timeout": kept} if kept else {"force_close": True}
     tracing = aiohttp.TraceConfig()
     tracing.on_request_redirect.append(_refuse_redirect)
+    if on_response is not None:
+        tracing.on_request_end.append(on_response)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, ssl=False, resolver=_Resolver(), use_dns_cache=False, **keeping),
         cookie_jar=aiohttp.DummyCookieJar(),

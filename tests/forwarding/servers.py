@@ -188,8 +188,7 @@ class Servers:
 
     async def do_set_cookie(self, request: web.Request) -> web.StreamResponse:
         answer = web.Response(text="set", headers=_cors(request))
-        for text in request.query.getall("c"):
-            answer.headers.add("Set-Cookie", text)
+        _set_cookies(request, answer)
         return answer
 
     async def do_status(self, request: web.Request) -> web.StreamResponse:
@@ -291,6 +290,7 @@ class Servers:
 
     async def do_echo(self, request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse(protocols=("second", "third"), max_msg_size=0)
+        _set_cookies(request, socket)
         await socket.prepare(request)
         async for message in socket:
             if message.type is WSMsgType.BINARY:
@@ -310,12 +310,18 @@ class Servers:
 
     async def do_events(self, request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"Content-Type": "text/event-stream", **_cors(request)})
+        _set_cookies(request, answer)
         await answer.prepare(request)
         last = int(request.headers.get("Last-Event-ID", "0"))
         await answer.write(
             f"retry: 50\nid: {last + 1}\ndata: {last + 1}\n\n: comment\n\nevent: own\ndata: a\r\ndata: b\n\n".encode()
         )
         return answer
+
+
+def _set_cookies(request: web.Request, answer: web.StreamResponse) -> None:
+    for text in request.query.getall("c", ()):
+        answer.headers.add("Set-Cookie", text)
 
 
 def _cors(request: web.Request) -> dict[str, str]:

@@ -401,6 +401,26 @@ def test_who_a_web_socket_is(page: Page, servers: Servers):
     assert page.evaluate(script) == f"{servers.url} hidden=1"
 
 
+def test_cookies_that_a_web_socket_or_a_stream_of_events_sets(page: Page, servers: Servers, context: BrowserContext):
+    fetched(page, "/set-cookie?c=old=1")
+    path, other = "/echo?c=a%3D1;HttpOnly&c=b%3D2;Max-Age%3D60;SameSite%3DStrict&c=old%3D;Max-Age%3D0", servers.other
+    script = f"""async () => {{ {SOCKET} await open('{path}'); const seen = document.cookie;
+        await open('{other}/echo?c=foreign%3D1&c=allowed%3D1;Secure;SameSite%3DNone'.replace('http', 'ws'));
+        await new Promise(r => {{ new EventSource('/events?c=c%3D3;Path%3D/events').onopen = r }});
+        await new Promise(r => {{ new EventSource('{other}/events?c=without%3D1').onopen = r }});
+        return seen }}"""
+    assert page.evaluate(script) == "b=2"
+    stored = {one["name"]: one for one in context.cookies()}
+    assert stored.keys() == {"a", "b", "c", "allowed"}
+    assert (stored["a"]["httpOnly"], stored["a"]["path"], stored["a"]["expires"]) == (True, "/", -1)
+    assert (stored["b"]["sameSite"], stored["c"]["path"], stored["allowed"]["domain"]) == (
+        "Strict",
+        "/events",
+        "127.0.0.1",
+    )
+    assert 0 < stored["b"]["expires"] - time.time() < 61
+
+
 def test_a_web_socket_of_a_worker(page: Page):
     assert page.evaluate("new Promise(r => { new Worker('/socket-worker.js').onmessage = e => r(e.data) })") == "worker"
 

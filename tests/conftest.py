@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 from fault_server import KEY, FaultServer
-from forked import broker_server, forking_spawn
+from forked import broker_server, fork_servers, forking_spawn
 from processes import forget_the_machine
 from real_runs import processes_in
 from real_runs import until as wait_until
@@ -50,6 +50,16 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Iterator[objec
     if settings.method == "signal":
         signal.setitimer(signal.ITIMER_REAL, settings.timeout, AGAIN)
     return answer
+
+
+@pytest.hookimpl
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        servers = fork_servers()
+        servers.__enter__()
+        config.add_cleanup(lambda: servers.__exit__(None, None, None))
+        # Playwright's driver starts faster with what Node has compiled once.
+        os.environ["NODE_COMPILE_CACHE"] = str(config.cache.mkdir("node"))
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,4 +1,4 @@
-"""The process that forks others, see `forked.py`: told an address and modules to import, it serves until its input ends."""
+"""A process that forks others, see `forked.py`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import json
 import os
 import runpy
 import select
-import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from contextlib import redirect_stdout, suppress
 from functools import partial
@@ -21,38 +21,40 @@ from pathlib import Path
 from typing import Any
 
 from forked import NUMBER, forking_spawn, receive_pid, send
-from processes import PATIENCE, reset_signals
+from processes import reset_signals
 
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def serve(address: str) -> dict[str, Any]:
-    """Fork what is asked for; returns in each process that was forked, with what it is to do."""
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address)
-    listener.listen(128)
+def serve(listener: socket.socket, starter: int) -> dict[str, Any]:
+    """Fork what is asked for until a process is gone; returns in each process that was forked, with what it is to do."""
+    gone = os.pidfd_open(starter)
     woken, waker = socket.socketpair()
     waker.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    asking: set[socket.socket] = set()
     waiting: dict[int, socket.socket] = {}
     gc.collect()
     gc.freeze()  # a collection writes to all objects, and so to memory that is shared
-    print("ready", flush=True)
     while True:
-        readable, _, _ = select.select([0, listener, woken], [], [])
+        readable, _, _ = select.select([gone, listener, woken, *asking], [], [])
+        if gone in readable:
+            os._exit(0)
         if woken in readable:
             woken.recv(4096)
             _report_exits(waiting)
         if listener in readable:
-            connection, _ = listener.accept()
+            asking.add(listener.accept()[0])
+        for connection in asking.intersection(readable):
+            asking.remove(connection)
             with suppress(OSError):  # the process that asked is gone
                 request, fds = _receive(connection)
                 if (pid := os.fork()) == 0:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    for one in (listener, woken, waker, connection, *waiting.values()):
+                    for one in (listener, woken, waker, connection, *asking, *waiting.values()):
                         one.close()
                     _take_over(fds)
                     return request
@@ -60,18 +62,13 @@ def serve(address: str) -> dict[str, Any]:
                     os.close(fd)
                 waiting[pid] = connection
                 connection.sendall(NUMBER.pack(pid))
-        if 0 in readable:
-            shutil.rmtree(Path(address).parent)
-            os._exit(0)
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    head, fds, _, _ = socket.recv_fds(connection, NUMBER.size, 4)
-    if not head:
+    message, fds, _, _ = socket.recv_fds(connection, 1 << 20, 4)
+    if not message.endswith(b"\n"):
         raise ConnectionResetError
-    connection.settimeout(PATIENCE)
-    with connection.makefile("rb") as file:
-        return json.loads(file.read(*NUMBER.unpack(head))), fds
+    return json.loads(message), fds
 
 
 def _report_exits(waiting: dict[int, socket.socket]) -> None:
@@ -114,6 +111,7 @@ def become(arguments: list[str], env: dict[str, str], cwd: str = "/", brokers: s
     sys.argv[:] = arguments[number:]
     for name in ("processes", "forked"):
         del sys.modules[name]
+    tempfile.tempdir = None
     if sys.argv[0] == "-c":
         exec(compile(sys.argv.pop(1), "<string>", "exec"), {"__name__": "__main__"})
     else:
@@ -196,9 +194,20 @@ def _warm_up(folder: Path) -> None:
         sys.modules["pytest"].main(["--collect-only", "-p", "no:cacheprovider", str(folder)])
 
 
-if __name__ == "__main__":
-    for name in sys.argv[2:-1]:
+def main() -> None:
+    address, starter, *modules, _ = sys.argv[1:]
+    for name in modules:
         import_module(name)
-    if "pytest" in sys.modules:
-        _warm_up(Path(sys.argv[1]).with_name("empty"))
-    become(**serve(sys.argv[1]))
+    if "pytest" in modules:
+        _warm_up(Path(f"{address}.empty"))
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(128)
+    if os.fork():
+        os._exit(0)  # it can be reached
+    os.setsid()
+    become(**serve(listener, int(starter)))
+
+
+if __name__ == "__main__":
+    main()

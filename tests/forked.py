@@ -8,7 +8,6 @@ site customizations: tests of that start their processes.
 from __future__ import annotations
 
 import array
-import atexit
 import json
 import os
 import posix
@@ -16,19 +15,21 @@ import select
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from subprocess import PIPE, Popen, TimeoutExpired
+from subprocess import TimeoutExpired
 from typing import IO, Any
 from weakref import finalize
 
-from processes import PATIENCE, environment, read_line
+from filelock import FileLock
+from processes import PATIENCE, environment
 
 LONGEST = 4096  # bytes of a command line, as /proc shows it
 NUMBER = struct.Struct("=i")
@@ -36,47 +37,57 @@ NUMBER = struct.Struct("=i")
 # Bound before a test may have replaced them in the process that asks.
 _Socket, _UNIX, _RIGHTS = socket.socket.__base__, socket.AF_UNIX, (socket.SOL_SOCKET, socket.SCM_RIGHTS)
 _encode, _array, _open, _close = json.JSONEncoder().encode, array.array, posix.open, posix.close
-_servers: list[Popen[str]] = []  # each lives as long as this process keeps its standard input open
+# Where all processes of a run of these tests meet, and the pid of the one that began it.
+_PLACE = "FORK_SERVERS"
+
+
+@contextmanager
+def fork_servers() -> Iterator[None]:
+    """Have a place for fork servers, which they share that this process starts."""
+    with tempfile.TemporaryDirectory(prefix="forks-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        os.environ[_PLACE] = f"{folder}:{os.getpid()}"
+        yield
+        del os.environ[_PLACE]
 
 
 @cache
-def _fork_server(*modules: str, flags: tuple[str, ...] = ()) -> str:
-    """The address of a process that forks others, and goes with this one.
+def _fork_server(name: str, *modules: str, flags: tuple[str, ...] = ()) -> str:
+    """The address of a process that forks others, as long as this run of tests goes on.
 
     :param modules: what they have imported.
     :param flags: what its interpreter is started with.
     """
-    address = f"{tempfile.mkdtemp(prefix='forks-', dir='/tmp')}/socket"
-    program = str(Path(__file__).with_name("fork_server.py"))
-    command = [sys.executable, *flags, program, address, *modules, "x" * LONGEST]
-    process = Popen(command, env=environment(), cwd="/", stdin=PIPE, stdout=PIPE, text=True, start_new_session=True)
-    _servers.append(process)
-    assert read_line(process) == "ready\n"
+    folder, _, pid = os.environ[_PLACE].partition(":")
+    address = f"{folder}/{name}"
+    with FileLock(f"{address}.lock"):
+        if not Path(address).exists():
+            program = str(Path(__file__).with_name("fork_server.py"))
+            command = [sys.executable, *flags, program, address, pid, *modules, "x" * LONGEST]
+            subprocess.run(command, env=environment(), cwd="/", timeout=PATIENCE, check=True)
     return address
 
 
 def pytest_server() -> str:
     """The address of a process that forks runs of pytest."""
-    return _fork_server("pytest", "execnet", "pytest_anchor.plugin")
+    return _fork_server("pytest", "pytest", "execnet", "pytest_anchor.plugin")
+
+
+def playwright_server() -> str:
+    """The address of a process that forks runs of pytest that use Playwright."""
+    playwright = ("playwright.sync_api", "playwright.async_api")
+    return _fork_server("playwright", "pytest", "execnet", "pytest_anchor.plugin", *playwright)
 
 
 def broker_server() -> str:
     """The address of a process that forks brokers."""
-    return _fork_server("pytest_anchor.broker.__main__", "pytest_anchor.broker.server", flags=("-W", "ignore"))
-
-
-@atexit.register
-def _stop_servers() -> None:
-    for server in _servers:
-        with server:
-            server.stdin.close()
+    modules = ("pytest_anchor.broker.__main__", "pytest_anchor.broker.server")
+    return _fork_server("broker", *modules, flags=("-W", "ignore"))
 
 
 def send(connection: Any, fds: list[int], **request: Any) -> None:
     """Send what a process is to do, and what become its descriptors 0, 1, 2 and so on."""
-    message = _encode(request).encode()
-    connection.sendmsg([NUMBER.pack(len(message))], [(*_RIGHTS, _array("i", fds))])
-    connection.sendall(message)
+    message = _encode(request).encode() + b"\n"
+    assert connection.sendmsg([message], [(*_RIGHTS, _array("i", fds))]) == len(message)
 
 
 def receive_pid(connection: Any) -> int:
@@ -115,13 +126,15 @@ def forking_spawn(address: Callable[[], str]) -> Callable[..., int]:
 class ForkedPytest:
     """A pytest process, the first of a session, with the part of :class:`subprocess.Popen` that tests use."""
 
-    def __init__(self, args: list[str], cwd: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self, args: list[str], cwd: Path, env: dict[str, str], server: Callable[[], str] = pytest_server
+    ) -> None:
         self.args = [sys.executable, "-m", "pytest", *args]
         out, err = os.pipe(), os.pipe()
         fds = [os.open(os.devnull, os.O_RDONLY), out[1], err[1]]
         request = {"arguments": self.args, "env": env, "cwd": str(cwd), "brokers": broker_server()}
         try:
-            self._end, self.pid = fork(pytest_server(), fds, **request)
+            self._end, self.pid = fork(server(), fds, **request)
         finally:
             for fd in fds:
                 os.close(fd)

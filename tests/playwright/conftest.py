@@ -27,10 +27,12 @@ def backends() -> Iterator[Callable[..., Backend]]:
         yield start
 
 
-@pytest.fixture(scope="module")
-def chromium(backends: Callable[..., Backend]) -> Backend:
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Backend]:
     """A backend with real Chromium."""
-    return backends()
+    backend = Backend()
+    yield backend
+    backend.remove()
 
 
 @pytest.fixture

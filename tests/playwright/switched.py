@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -13,6 +11,7 @@ from unittest.mock import patch
 
 import pytest
 from backend import Backend
+from forked import ForkedPytest, playwright_server
 from processes import CHECKOUT, environment
 
 SYNC = ("-p", "pytest_playwright.pytest_playwright")
@@ -81,33 +80,15 @@ class Suite:
 
     def run_process(self, mode: str, *args: str, plugins: tuple[str, ...] = SYNC) -> Run:
         """A run in a process of its own."""
-        done = subprocess.run(
-            self.command(mode, *args, plugins=plugins),
-            cwd=self.folder,
-            env=self._env,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE,
-            check=False,
-        )
-        print(done.stdout, done.stderr)
-        return self._checked(done.returncode, done.stdout, done.stderr)
+        process = self.start(mode, *args, plugins=plugins)
+        out, err = process.communicate(DEADLINE)
+        print(out, err)
+        return self._checked(process.wait(), out, err)
 
-    def command(self, mode: str, *args: str, plugins: tuple[str, ...] = SYNC) -> list[str]:
-        own = ("-p", "pytest_anchor", *plugins, *STRICT, "--anchor-playwright", mode)
-        return [sys.executable, "-m", "pytest", *own, *args]
-
-    def start(self, mode: str, *args: str, plugins: tuple[str, ...] = SYNC) -> subprocess.Popen[str]:
+    def start(self, mode: str, *args: str, plugins: tuple[str, ...] = SYNC) -> ForkedPytest:
         """Start a run as the first of a process group of its own."""
-        return subprocess.Popen(
-            self.command(mode, *args, plugins=plugins),
-            cwd=self.folder,
-            env=self._env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        own = ("-p", "pytest_anchor", *plugins, *STRICT, "--anchor-playwright", mode)
+        return ForkedPytest([*own, *args], self.folder, self._env, playwright_server)
 
     def _checked(self, status: int, out: str, err: str) -> Run:
         """What no run may ever do."""

@@ -18,7 +18,7 @@ from servers import BIG, Servers
 
 pytestmark = pytest.mark.slow
 
-PATTERN = bytes(i % 251 for i in range(1 << 20))
+PATTERN = (bytes(range(251)) * 4178)[: 1 << 20]
 SOCKET = """
     const open = (url, ...more) => new Promise((resolve, reject) => {
         const socket = new WebSocket(url, ...more);

@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 
 import aiohttp
 import pytest
-from anchorbrowser import Anchorbrowser
-from anchorbrowser._exceptions import AuthenticationError
 from backend import Backend, until
 from playwright.sync_api import Browser, Playwright, sync_playwright
 
@@ -39,6 +37,9 @@ def connect(playwright: Playwright, cdp_url: str) -> Browser:
 
 
 def test_the_official_sdk(chromium: Backend):
+    from anchorbrowser import Anchorbrowser  # half a second
+    from anchorbrowser._exceptions import AuthenticationError
+
     with Anchorbrowser(api_key=chromium.key, base_url=chromium.url) as client:
         made = client.sessions.create_session(
             session={"tags": ["sdk", "other"]}, browser={"headless": {"active": True}}

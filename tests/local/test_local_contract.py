@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,20 @@ import requests
 import yaml
 from backend import Backend, until
 from jsonschema import Draft202012Validator, FormatChecker
-from openapi_spec_validator import validate
 
 import pytest_anchor.local
 
-DESCRIPTION = yaml.safe_load((Path(pytest_anchor.local.__file__).parent / "openapi.yml").read_text())
 UNKNOWN = "7d0c3f0e-0000-4000-8000-000000000000"
+
+
+@cache
+def description() -> Any:
+    return yaml.safe_load((Path(pytest_anchor.local.__file__).parent / "openapi.yml").read_text())
 
 
 def resolved(node: Any) -> Any:
     while "$ref" in node:
-        target: Any = DESCRIPTION
+        target: Any = description()
         for part in node["$ref"].removeprefix("#/").split("/"):
             target = target[part]
         node = target
@@ -30,7 +34,7 @@ def resolved(node: Any) -> Any:
 
 def check(schema: Any, value: object) -> None:
     validator = Draft202012Validator(
-        {**schema, "components": DESCRIPTION["components"]}, format_checker=FormatChecker()
+        {**schema, "components": description()["components"]}, format_checker=FormatChecker()
     )
     validator.validate(value)
 
@@ -46,7 +50,7 @@ class Described:
         values = kwargs.pop("values", {})
         answer = self.backend(method, route.format(**values), **kwargs)
         assert answer.status_code == expected, answer.text
-        responses = DESCRIPTION["paths"][route][method.lower()]["responses"]
+        responses = description()["paths"][route][method.lower()]["responses"]
         assert str(expected) in responses, f"{method} {route} answers {expected}, which is not described"
         response = resolved(responses[str(expected)])
         (kind, media), *_ = response["content"].items()
@@ -82,7 +86,9 @@ def broken(backends: Callable[..., Backend], tmp_path_factory: pytest.TempPathFa
 
 
 def test_the_description_is_valid_openapi():
-    validate(DESCRIPTION)
+    from openapi_spec_validator import validate  # half a second
+
+    validate(description())
 
 
 def test_every_route_and_status_is_seen_and_as_described(  # noqa: PLR0915 - one walk through all of them
@@ -153,14 +159,14 @@ def test_every_route_and_status_is_seen_and_as_described(  # noqa: PLR0915 - one
     assert "no luck" in failed["session"]["error"]
 
     ids = {"session_id": UNKNOWN, "request_id": UNKNOWN}
-    for route, methods in DESCRIPTION["paths"].items():
+    for route, methods in description()["paths"].items():
         for method in methods.keys() - {"parameters"}:
             bare(method.upper(), route, 401, headers={"anchor-api-key": "wrong"}, values=ids)
             bare(method.upper(), route, 403, headers={"Origin": "http://evil.example"}, values=ids)
 
     described = {
         (method, route, int(status))
-        for route, methods in DESCRIPTION["paths"].items()
+        for route, methods in description()["paths"].items()
         for method in methods.keys() - {"parameters"}
         for status in methods[method]["responses"]
     }

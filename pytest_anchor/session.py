@@ -79,6 +79,11 @@ class AnchorSession:
         return self._life.is_over
 
     @property
+    def is_open(self) -> bool:
+        """Whether the session lives, as far as this process knows, and is not being ended in the background."""
+        return not (self._life.is_over or self._life.is_ending)
+
+    @property
     def configuration(self) -> Mapping[str, Any]:
         """What it was created with: the suite's defaults, the markers and the call's own keywords, merged."""
         return self._config
@@ -262,8 +267,7 @@ class AnchorSessionFactory:
 
     def test_is_over(self) -> None:
         """Forget what the test has had, but for what the next one may have as well."""
-        over = [life for life, _ in list(self._of_test) if life.is_over or life.is_ending]
-        self._of_test = [one for one in self._of_test if one[0] not in over]
+        self._of_test = [(life, session) for life, session in list(self._of_test) if session.is_open]
         for life, _ in self._of_test:
             life.is_tests = False
 
@@ -285,8 +289,10 @@ class AnchorSessionFactory:
         :raises AnchorError: the broker cannot be asked.
         """
         self._closings += 1
-        if left := [life.nonce for life, _ in self._sessions if not life.is_over]:
-            self._client.request("end later", timeout=END_TIMEOUT, again=True, nonces=left)
+        if left := [life for life, _ in self._sessions if not life.is_over]:
+            self._client.request("end later", timeout=END_TIMEOUT, again=True, nonces=[life.nonce for life in left])
+        for life in left:
+            life.is_ending = True
 
 
 def shortened(test: str) -> str:

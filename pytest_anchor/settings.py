@@ -61,6 +61,8 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     :param recorded: whether a test's first context is the session's own, which Anchor records.
     :param forward: ``auto``, ``on`` or ``off``; see :attr:`forwarded_hosts`.
     :param forward_hosts: the names by which sessions' browsers reach the test machine, with commas between them.
+    :param screenshot: ``on``, ``off`` or ``only-on-failure``.
+    :param output: the folder for screenshots and the like, absolute; ``""`` for none.
     :param own_registry: whether this is a worker that keeps its own, as it sees another disk than the controller.
     :param socket_folder: where the run's processes on this machine find its broker.
     :param main_pid: the process that the run is over with, 0 where it is on another machine.
@@ -86,6 +88,8 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     recorded: bool
     forward: str
     forward_hosts: str
+    screenshot: str
+    output: str = ""
     own_registry: bool = False
     socket_folder: str = ""
     main_pid: int = 0
@@ -114,6 +118,7 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
         values = {**self._asdict(), "folder": str(self.folder), "owner": owner}
         if not shares_disk:
             values |= {"folder": self.folder.name, "own_registry": True, "socket_folder": "", "main_pid": 0}
+            values["output"] = os.path.basename(self.output)
         if not self.local:
             del values["api_key"]
         return values
@@ -126,7 +131,9 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
         """
         folder = rootdir / REGISTRY_NAME / values["folder"]  # an absolute one stands for itself
         sockets = values["socket_folder"] or socket_folder(f"{folder.name}-{crc32(os.fsencode(folder)):08x}")
-        return cls(**{"api_key": key_from_environment(), **values, "folder": folder, "socket_folder": sockets})
+        output = os.path.join(rootdir, values["output"])
+        own = {"folder": folder, "socket_folder": sockets, "output": output}
+        return cls(**{"api_key": key_from_environment(), **values, **own})
 
 
 def socket_folder(name: str) -> str:

@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 
 KEY = "key-SECRET-4711"
 
+# What is asked for beside the sessions' life: by these names they meet faults of their own.
+EVIDENCE = {"/screenshot": "SCREENSHOT"}
+# One pixel.
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
+    "0000000c4944415478da63606060000000040001c8eaebf90000000049454e44ae426082"
+)
+
 
 @dataclass
 class Session:
@@ -47,6 +55,9 @@ class FaultServer:
     def __init__(self) -> None:
         self.sessions: dict[str, Session] = {}
         self.requests: list[tuple[str, str]] = []
+        self.asked_for_evidence: list[
+            tuple[str, str]
+        ] = []  # names of EVIDENCE and paths; these are not in the list above
         self.times: list[float] = []  # of each request, by time.monotonic()
         self.headers: list[dict[str, str]] = []  # of each request, names in lower case
         self.closing = threading.Event()  # what a fault that never ends waits for
@@ -121,7 +132,7 @@ class FaultServer:
             queue = self._faults[method]
             return queue.popleft() if queue else self._always.get(method)
 
-    def _act(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> Answer:
+    def _act(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> Answer:  # noqa: PLR0911
         with self.lock:
             if method == "POST" and path == "/v1/sessions":
                 session_id = self.add(*(body.get("session") or {}).get("tags", ()))
@@ -149,7 +160,9 @@ class FaultServer:
                 for session in self.sessions.values():
                     session.alive = False
                 return ok({"status": "ended"})
-            session = self.sessions.get(path.removeprefix("/v1/sessions/"))
+            session = self.sessions.get(path.removeprefix("/v1/sessions/").partition("/")[0])
+            if path.endswith("/screenshot"):
+                return (200, {}, PNG) if session and session.alive else error(404)
             if method == "DELETE":
                 if session is None or not session.alive:
                     return ok({"status": "ended"}) if self.already_over is None else error(self.already_over)
@@ -196,10 +209,14 @@ class _Handler(BaseHTTPRequestHandler):
             state.asked_for_cap += 1
             self.send(*(error(404) if state.cap is None else ok({"max_concurrent_browsers": state.cap})))
             return
+        evidence = next((name for part, name in EVIDENCE.items() if parts.path.endswith(part)), "")
         with state.lock:
-            state.requests.append((self.command, parts.path))
-            state.times.append(time.monotonic())
-            state.headers.append({name.lower(): value for name, value in self.headers.items()})
+            if evidence:
+                state.asked_for_evidence.append((evidence, parts.path))
+            else:
+                state.requests.append((self.command, parts.path))
+                state.times.append(time.monotonic())
+                state.headers.append({name.lower(): value for name, value in self.headers.items()})
 
         def act() -> Answer:
             if self.headers.get("anchor-api-key") not in state.keys:
@@ -208,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
 
         if event := state.held.get(self.command):
             event.wait(60)
-        fault = state._fault(self.command)
+        fault = state._fault(evidence or self.command)
         answer = act() if fault is None else fault(self, act)
         if answer is not None:
             self.send(*answer)

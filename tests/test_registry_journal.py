@@ -109,6 +109,7 @@ FAILED = {"event": "failed", "nonce": "y", "error": ERROR}
 ENDED = {"event": "ended", "nonce": "y", "ended_by": "test", "already": False}
 WAITED = {"event": "waited", "nonce": "y", "rate": 1.5, "slot": 0.5}
 LIMITED = {"event": "limited", "nonce": "y", "time": 1}
+KEPT = {"event": "evidence", "nonce": "y", "kind": "screenshot", "path": "a.png", "test": "t"}
 TESTED = {"event": "tested", "nonce": "y", "test": "t", "began": 1, "ended": 2, "outcome": "passed"}
 
 
@@ -154,9 +155,11 @@ GARBAGE = [
     *(journal_line(TESTED, **{name: None}) for name in TESTED),
     *(journal_line(TESTED, outcome=one) for one in ("great", ["passed"], 7)),
     journal_line(TESTED, ended=0.5),
+    *(journal_line(KEPT, **{name: None}) for name in KEPT),
+    *(journal_line(KEPT, kind=one) for one in ("film", ["screenshot"], 7)),
     journal_line(TESTED, rerun=-1),
     journal_line(LIMITED, time=None),
-    *(journal_line(one, nonce="é") for one in (INTENT, CREATED, WAITED, LIMITED, TESTED)),
+    *(journal_line(one, nonce="é") for one in (INTENT, CREATED, WAITED, LIMITED, TESTED, KEPT)),
     journal_line(INTENT)[:-1],
     *(journal_line(CREATED, id=one) for one in [*NO_IDS, 7, True, ["all"], {}]),
     b"[" * 100_000,

@@ -116,12 +116,15 @@ def test_the_tests_that_had_a_session(run):
     for number in range(2):
         run.append("tested", "n1", test="t.py::x", began=number, ended=number + 0.5, outcome="failed", rerun=number)
     run.append("tested", "unknown", test="t.py::x", began=1, ended=2, outcome="passed")
+    run.append("evidence", "unknown", kind="screenshot", path="b.png", test="t.py::x")
+    run.append("evidence", "n1", kind="screenshot", path="a.png", test="t.py::x")
     assert list(run.read().records) == ["n1"]
     record = run.state.records["n1"]
     assert list(record.tests.values()) == [
         ("t.py::x", 0.0, 0.5, "failed", 0),
         ("t.py::x", 1.0, 1.5, "failed", 1),
     ]
+    assert list(record.evidence.values()) == [("screenshot", "a.png", "t.py::x")]
     assert Record.from_values(json.loads(json.dumps(vars(record)))) == record
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .caller import Answer
 
 CREATE_TIMEOUT = 120.0  # seconds; the call blocks until the browser is ready
+MAX_SCREENSHOT = 8 << 20  # bytes
+PNG = b"\x89PNG\r\n\x1a\n"
 MAX_LIST = 64 << 20  # bytes; a session takes about 300 in a list
 
 # A creation that these answer did not take place. 408 may come after the effect.
@@ -167,6 +169,23 @@ class AnchorAPI:
             and set(tags) <= set(shown := tuple(tag for tag in carried if isinstance(tag, str)))
             for created in [parse_timestamp(item.get("created_at"))]
         ]
+
+    def screenshot(self, session_id: str, *, deadline: float) -> bytes:
+        """What a session's screen shows, as a PNG.
+
+        :raises AnchorAPIError: there is none.
+        """
+        __tracebackhide__ = True
+        what = f"take a screenshot of session {session_id}"
+        if not is_session_id(session_id):
+            raise AnchorAPIError("take a screenshot", message="this is not a session id, and was not sent")
+        path = f"/v1/sessions/{session_id}/screenshot"
+        answer = self._caller.call("GET", path, what, deadline=deadline, limit=MAX_SCREENSHOT)
+        if answer.status != 200:
+            raise self._error(what, answer)
+        if not answer.body.startswith(PNG):
+            raise self._error(what, answer, "an answer that is not a PNG")
+        return answer.body
 
     def max_sessions(self, *, deadline: float) -> int | None:
         """How many browsers the account's plan allows at once; ``None`` where that cannot be learned."""

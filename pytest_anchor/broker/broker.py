@@ -17,6 +17,7 @@ from ..registry.locks import forget_process, is_run, note_process, process_names
 from ..registry.records import Record, State
 from ..reporting.summary import Report
 from ..settings import check_key
+from .evidence import Evidence
 from .forwarding import Forwarding
 from .observers import CrashSweep, LastSweep
 from .owner import Owner, Session
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from ..cleanup.recovery import Recovery
     from ..settings import Settings
+    from .evidence import Screenshot
 
 PLAN_TIMEOUT = 5.0  # seconds for the one question after the plan's cap
 RUN_LIMIT = 86_400.0  # seconds that a run takes at most
@@ -61,6 +63,7 @@ class Broker:
         self._crash_sweeps: list[threading.Thread] = []
         self._recovery: threading.Thread | None = None
         self._recovered: list[Recovery] = []
+        self._evidence: Evidence | None = None
         self._over = threading.Event()  # no session is created any more
         self._is_leaving = False
         self._has_listed = False  # whether the API's list was read after that
@@ -161,9 +164,23 @@ class Broker:
 
                     base_url = local_base_url(run.folder, key, self.settings.chromium)
                 self._api = AnchorAPI(base_url, key)
+                self._keep_evidence(run, lambda: AnchorAPI(base_url, key))
             if self._cap is None:
                 self._cap = self._api.max_sessions(deadline=time.monotonic() + PLAN_TIMEOUT) or 0
             return run, self._api
+
+    def _keep_evidence(self, run: Run, open_api: Callable[[], AnchorAPI]) -> None:
+        if self.settings.output and self.settings.screenshot != "off":
+            self._evidence = Evidence(self.settings, run, open_api)
+            threading.Thread(target=self._evidence.clean, name="clean", daemon=True).start()
+
+    def screenshots(self, nonces: Iterable[str], test: str, timeout: float) -> dict[str, Screenshot]:
+        """Take a screenshot of each of the sessions that live.
+
+        :param timeout: seconds for all of them.
+        """
+        records = [session.record for session in self.sessions(nonces)]
+        return self._evidence.screenshots(test, records, timeout) if self._evidence is not None else {}
 
     def owner(self, process: Process) -> Owner:
         """The sessions of a process.
@@ -343,6 +360,7 @@ class Broker:
         report = Report(state, self.settings.folder)
         report.problem = problem
         report.recovered = list(self._recovered)
+        report.remarks = list(self._evidence.lines()) if self._evidence is not None else []
         if self._run is not None and self._reaps:
             report.log = self._run.folder / REAPER_LOG
         return report

@@ -16,6 +16,7 @@ from ..configuration import Wanted
 from ..errors import AnchorError, fields_of, redact
 from ..settings import socket_identity
 from .broker import Broker, LeavingError
+from .evidence import as_values
 from .owner import CancelledError, Request
 from .processes import Process
 
@@ -266,6 +267,11 @@ def _tested(broker: Broker, _process: Process, _peer: Connection, message: dict[
     return {}
 
 
+def _screenshots(broker: Broker, _process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
+    screenshots = broker.screenshots(message["nonces"], message["test"], message["timeout"])
+    return {"screenshots": as_values(screenshots, with_content=message["with_content"])}
+
+
 def _plan(broker: Broker, process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
     if (owner := broker.known_owner(process)) is not None:  # nothing is created ahead of a test's own first request
         current, upcoming = message["current"], message["upcoming"]
@@ -328,6 +334,7 @@ VERBS: dict[str, Callable[[Broker, Process, Connection, dict[str, Any]], dict[st
     "end": _end,
     "end later": _end_later,
     "tested": _tested,
+    "screenshots": _screenshots,
     "plan": _plan,
     "finish": _finish,
     "take records": _take_records,

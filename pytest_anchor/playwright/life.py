@@ -157,14 +157,6 @@ class Browsers:
         return [one.verdict() for one in gone]
 
 
-def add_section(report: Any, text: str) -> None:
-    """Add what has become of a session to the report of the test that failed of it."""
-    if hasattr(report.longrepr, "addsection"):
-        report.longrepr.addsection("anchor", text)
-    else:
-        report.sections.append(("anchor", text))
-
-
 def _tear_down(holder: Holder, *, is_dead: bool) -> None:
     try:
         holder.fixture.finish(holder.request)

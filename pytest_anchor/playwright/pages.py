@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ..plugin.sections import add_section
 from ..plugin.state import PLUGIN
 from . import apis
 from .connect import connect
 from .downloads import replace_downloads
 from .driver import MIXED_SUITE, MixedSuite, synchronous_playwright
 from .launch import Replacements
-from .life import Browsers, LaunchedBrowser, add_section
+from .life import Browsers, LaunchedBrowser
 from .sessions import Sessions, discard
 
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ..plugin.sections import add_section
 from ..plugin.upcoming import CONNECTION
 from .downloads import replace_downloads
 from .history import replace_history
 from .launch import Launcher, Replacements, replace_launches
-from .life import Browsers, add_section, is_playwrights
+from .life import Browsers, is_playwrights
 from .meaningless import OTHER_BROWSER
 from .registration import NAME
 from .sessions import Holder, Sessions

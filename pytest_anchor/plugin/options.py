@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+OUTPUT_NAME = "anchor-results"
 FORWARDED_HOSTS = "localhost,127.0.0.1,[::1],*.localhost,localhost.localdomain"
 
 
@@ -153,6 +154,12 @@ OPTIONS = {
         FORWARDED_HOSTS,
         check=check_hosts,
     ),
+    "screenshot": Option(
+        "on|off|only-on-failure",
+        "whether a screenshot is taken of the sessions of a test: of each test, of none, or of one that fails",
+        "only-on-failure",
+        check=lambda name, value: check_choice(name, value, ("on", "off", "only-on-failure")),
+    ),
     "chromium": Option(
         "PATH",
         "the Chromium for --anchor-local",
@@ -162,6 +169,7 @@ OPTIONS = {
     ),
 }
 _REGISTRY_HELP = f"folder for the record of created sessions (default: {REGISTRY_NAME} in pytest's rootdir)"
+_OUTPUT_HELP = f"folder for screenshots, one inside it for each test (default: {OUTPUT_NAME} in pytest's rootdir)"
 _LOCAL_HELP = "serve Anchor's API on this machine with local Chromium: free, offline, needs pytest-anchor[local]"
 
 
@@ -176,6 +184,8 @@ def add_options(parser: pytest.Parser) -> None:
         parser.addini(f"anchor_{name}", option.full_help)
     group.addoption("--anchor-registry", dest="anchor_registry", metavar="DIR", help=_REGISTRY_HELP)
     parser.addini("anchor_registry", _REGISTRY_HELP)
+    group.addoption("--anchor-output", dest="anchor_output", metavar="DIR", help=_OUTPUT_HELP)
+    parser.addini("anchor_output", _OUTPUT_HELP)
     group.addoption("--anchor-local", action="store_true", dest="anchor_local", help=_LOCAL_HELP)
     parser.addini("anchor_local", _LOCAL_HELP, type="bool", default=False)
 
@@ -204,7 +214,8 @@ def read_settings(config: pytest.Config) -> Settings:
     _check_context(values["playwright"], recorded=values["recorded"])
     return Settings(
         **{"base_url": "", **values},
-        folder=_registry(config) / invocation,
+        folder=_folder(config, "anchor_registry", REGISTRY_NAME) / invocation,
+        output=os.path.abspath(_folder(config, "anchor_output", OUTPUT_NAME)),
         owner="main",
         api_key=f"local-{os.urandom(16).hex()}" if local else key_from_environment(),
         local=local,
@@ -227,13 +238,13 @@ def _check_context(playwright: str, *, recorded: bool) -> None:
         )
 
 
-def _registry(config: pytest.Config) -> Path:
-    if given := config.getoption("anchor_registry"):
+def _folder(config: pytest.Config, name: str, default: str) -> Path:
+    if given := config.getoption(name):
         return Path(config.invocation_params.dir, os.path.expanduser(given))
     beside = config.inipath.parent if config.inipath else config.rootpath
-    if ini := config.getini("anchor_registry"):
+    if ini := config.getini(name):
         return Path(beside, os.path.expanduser(ini))
-    return config.rootpath / REGISTRY_NAME
+    return config.rootpath / default
 
 
 def _program(text: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from ..errors import AnchorError
 from ..session import shortened
+from .evidence import Evidence
 
 if TYPE_CHECKING:
     from ..session import AnchorSession, AnchorSessionFactory
@@ -31,6 +32,8 @@ class Outcomes:
         self._reports: dict[str, pytest.TestReport] = {}
         self._item: pytest.Item | None = None
         self._rerun = 0
+        self._evidence = Evidence(plugin, self)
+        plugin.config.pluginmanager.register(self._evidence, Evidence.NAME)
 
     def add(self, factory: AnchorSessionFactory, node: pytest.Item | pytest.Collector, fixture: str) -> None:
         """Take in a factory.
@@ -61,8 +64,11 @@ class Outcomes:
             self._item, self._rerun, self._reports = item, 0, {}
         if report.when not in self._reports or not self._reports[report.when].failed:
             self._reports[report.when or ""] = report
+        if report.failed:
+            self._evidence.collect(item, report)
         if call.when == "teardown":
             self._test_is_over(item)
+            self._evidence.test_is_over(item)
         return report
 
     def _test_is_over(self, item: pytest.Item) -> None:

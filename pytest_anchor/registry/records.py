@@ -13,6 +13,7 @@ the epoch, by the broker's clock; earlier versions gave that to the first two be
 ``taken``    a test has asked for what was created ahead: ``test``
 ``tested``   a test that had it is over: ``test``, when that ``began`` and ``ended``, its ``outcome``, and as which
              ``rerun`` it ran, 0 for the first time
+``evidence`` something to look at was kept of it: the ``kind``, its ``path``, and the ``test`` that it shows
 ``failed``   an attempt to end it did not succeed: ``error``, and when the attempt ``began``
 ``ended``    it is over: ``ended_by``, ``already``, ``note``, and when the attempt ``began`` that confirmed it
 ``waited``   a creation had to wait for the plan's limits until ``time``: seconds for its ``rate``, and for a free
@@ -28,6 +29,8 @@ from ..tags import is_session_id
 
 MOST = 1_000_000  # what no number of tries, and no status, comes to
 LATEST = 1e11  # seconds since the epoch, which is in three thousand years
+ABOUT_TESTS = ("tested", "evidence")  # events
+KINDS = ("screenshot", "recording")
 OUTCOMES = ("passed", "failed", "skipped", "xfailed", "xpassed", "error")
 
 
@@ -44,6 +47,17 @@ class Tested(NamedTuple):
     ended: float
     outcome: str
     rerun: int = 0
+
+
+class Kept(NamedTuple):
+    """Something to look at that was kept of a session.
+
+    :param kind: one of :data:`KINDS`.
+    """
+
+    kind: str
+    path: str
+    test: str
 
 
 @dataclass
@@ -79,12 +93,14 @@ class Record:
     end_begun_at: float | None = None
     ended_at: float | None = None
     tests: dict[str, Tested] = field(default_factory=dict)
+    evidence: dict[str, Kept] = field(default_factory=dict)  # by path
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Record:
         """What ``vars`` gave of a record, from another process."""
         tests = {key: Tested(*tested) for key, tested in values["tests"].items()}
-        return cls(**{**values, "tests": tests})
+        evidence = {path: Kept(*kept) for path, kept in values["evidence"].items()}
+        return cls(**{**values, "tests": tests, "evidence": evidence})
 
     def apply(self, event: str, fields: dict[str, Any]) -> None:
         """Take one event in; to take it in again changes nothing.
@@ -112,13 +128,22 @@ class Record:
         elif event == "lost":
             self.error, self.time = _error_fields(fields["error"]), _moment(fields["time"])
             self.state = event
-        elif event == "tested":
-            tested = _tested(fields)
-            self.tests[f"{tested.began} {tested.test}"] = tested
+        elif event in ABOUT_TESTS:
+            self._apply_test(event, fields)
         elif event in ("failed", "ended"):
             self._apply_attempt(event, fields, moment)
         else:
             raise ValueError(event)
+
+    def _apply_test(self, event: str, fields: dict[str, Any]) -> None:
+        if event == "tested":
+            tested = _tested(fields)
+            self.tests[f"{tested.began} {tested.test}"] = tested
+            return
+        if fields["kind"] not in KINDS:
+            raise ValueError(fields["kind"])
+        kept = Kept(fields["kind"], str(fields["path"]), str(fields["test"]))
+        self.evidence[kept.path] = kept
 
     def _apply_attempt(self, event: str, fields: dict[str, Any], moment: float | None) -> None:
         if self.end_begun_at is None and "began" in fields:
@@ -185,7 +210,7 @@ class State:
             return
         record = self.records.get(nonce) or Record(nonce)
         record.apply(line["event"], line)
-        if line["event"] != "tested":  # what a test had is no news of a session that is not on record
+        if line["event"] not in ABOUT_TESTS:  # they are no news of a session that is not on record
             self.records[nonce] = record
 
 

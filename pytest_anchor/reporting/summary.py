@@ -52,6 +52,7 @@ class Report:
         self.interrupted = False  # whether it was cut short
         self.log: Path | None = None  # where the reaper that goes on writes what it does
         self.recovered: list[Recovery] = []  # what became of earlier runs
+        self.remarks: list[str] = []  # on evidence that is missing
 
     @property
     def created(self) -> list[Record]:
@@ -128,6 +129,8 @@ class Report:
                     f"{title(record)}: {'already over' if record.already else _ENDED_BY.get(record.ended_by, 'ended')}"
                 )
         yield from self._troubles()
+        for remark in self.remarks:
+            yield Line(remark, YELLOW)
         for recovery in self.recovered:
             yield from _recovery_lines(recovery)
 

@@ -1,0 +1,143 @@
+"""What a run keeps of its tests to look at. None of it changes an outcome, nor takes longer than its bound."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..background import DaemonThreadPool
+from ..errors import AnchorAPIError, AnchorRegistryError, printable
+from .output import OutputFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ..api import AnchorAPI
+    from ..registry.journal import Run
+    from ..registry.records import Record
+    from ..settings import Settings
+
+AT_ONCE = 16  # calls
+FAILURES_IN_A_ROW = 3  # after which no further screenshot is asked for
+TOO_LATE = "the API did not answer in the time there was for it"
+
+
+class Screenshot(NamedTuple):
+    """A screenshot of a session, or why there is none."""
+
+    path: str = ""
+    problem: str = ""
+    content: bytes = b""
+
+
+class Evidence:
+    """Takes and keeps a run's evidence. Safe to use from several threads.
+
+    :param open_api: makes the API for it: one of its own, so that an answer of 429 holds up no end of a session.
+    """
+
+    def __init__(self, settings: Settings, run: Run, open_api: Callable[[], AnchorAPI]) -> None:
+        self._run = run
+        self._output = OutputFolder(settings.output, settings.folder.name)
+        self._api = open_api()
+        self._lock = threading.Lock()
+        self._failures = 0  # in a row
+        self._missing = 0
+        self._problem = ""  # the last one
+
+    def clean(self) -> None:
+        """Remove what earlier runs have left in the folder."""
+        try:
+            self._output.clean()
+        except OSError as error:
+            with self._lock:
+                self._problem = self._problem or f"what earlier runs left could not be removed: {_reason(error)}"
+
+    def screenshots(self, test: str, records: Iterable[Record], timeout: float) -> dict[str, Screenshot]:
+        """Take a screenshot of each session, all at once.
+
+        :param timeout: seconds for all of them.
+        :returns: by nonce, those that could not be taken in time among them.
+        """
+        records = list(records)
+        deadline = time.monotonic() + timeout
+        taken: dict[str, Screenshot] = {}
+        changed = threading.Condition()
+
+        def take(record: Record) -> None:
+            screenshot = self._take(record, deadline)
+            with changed:  # what comes too late is not kept
+                if time.monotonic() < deadline + 1.0 and not is_over:
+                    taken[record.nonce] = self._keep(test, record, screenshot)
+                changed.notify()
+
+        is_over = False
+        pool = DaemonThreadPool(AT_ONCE, "screenshots")
+        for record in records:
+            pool.submit(partial(take, record))
+        with changed:
+            changed.wait_for(lambda: len(taken) == len(records), max(deadline - time.monotonic(), 0.0))
+            is_over = True
+        pool.stop()
+        found = {record.nonce: taken.get(record.nonce, Screenshot(problem=TOO_LATE)) for record in records}
+        self._count(found.values())
+        return found
+
+    def _take(self, record: Record, deadline: float) -> Screenshot:
+        if self._failures >= FAILURES_IN_A_ROW:
+            return Screenshot(problem=f"given up after {FAILURES_IN_A_ROW} failures in a row")
+        try:
+            return Screenshot(content=self._api.screenshot(str(record.id), deadline=deadline))
+        except AnchorAPIError as error:
+            return Screenshot(problem=error.reason)
+
+    def _keep(self, test: str, record: Record, screenshot: Screenshot) -> Screenshot:
+        if screenshot.problem:
+            return screenshot
+        try:
+            path = self._output.write(test, "screenshot.png", screenshot.content)
+        except OSError as error:
+            return Screenshot(problem=_reason(error))
+        with suppress(AnchorRegistryError):
+            self._run.append("evidence", record.nonce, test=test, kind="screenshot", path=path)
+        return screenshot._replace(path=path)
+
+    def _count(self, screenshots: Iterable[Screenshot]) -> None:
+        with self._lock:
+            for screenshot in screenshots:
+                if screenshot.path:
+                    self._failures = 0
+                    continue
+                if self._failures < FAILURES_IN_A_ROW:
+                    self._problem = screenshot.problem
+                self._failures += 1
+                self._missing += 1
+
+    def lines(self) -> Iterator[str]:
+        """What the summary says of it."""
+        with self._lock:
+            if self._missing:
+                what = "1 screenshot" if self._missing == 1 else f"{self._missing} screenshots"
+                yield f"{what} could not be taken: {printable(self._problem)}"
+            elif self._problem:
+                yield printable(self._problem)
+
+
+def as_values(screenshots: dict[str, Screenshot], *, with_content: bool) -> dict[str, Any]:
+    """What the test process needs of them, as plain built-ins."""
+    return {
+        nonce: {
+            "path": one.path,
+            "problem": one.problem,
+            "content": base64.b64encode(one.content).decode() if with_content and one.path else "",
+        }
+        for nonce, one in screenshots.items()
+    }
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or str(error)

@@ -204,7 +204,7 @@ def test_a_bad_answer_is_a_line_and_takes_no_longer_than_it_may(
     fault, words = BAD_WAYS[way]
     server.fail_always("SCREENSHOT", fault)
     before = time.monotonic()
-    (found,) = evidence.screenshots("t.py::x", [record], 0.5).values()
+    ((found,),) = evidence.screenshots("t.py::x", [record], 0.5).values()
     assert time.monotonic() - before < 2.0
     assert (found.path, found.content) == ("", b"")
     assert words in found.problem
@@ -215,10 +215,10 @@ def test_a_bad_answer_is_a_line_and_takes_no_longer_than_it_may(
 
 def test_what_fails_thrice_in_a_row_is_not_tried_again(evidence: Evidence, server: FaultServer, record: Record):
     server.fail("SCREENSHOT", *[faults.status(404)] * 2)
-    problems = [evidence.screenshots("t", [record], 5)[record.nonce].problem for _ in range(3)]
+    problems = [evidence.screenshots("t", [record], 5)[record.nonce][0].problem for _ in range(3)]
     assert [bool(problem) for problem in problems] == [True, True, False]
     server.fail_always("SCREENSHOT", faults.status(403))
-    problems = [evidence.screenshots("t", [record], 5)[record.nonce].problem for _ in range(4)]
+    problems = [evidence.screenshots("t", [record], 5)[record.nonce][0].problem for _ in range(4)]
     assert problems[3] == "given up after 3 failures in a row"
     assert len(server.asked_for_evidence) == 6
     assert list(evidence.lines()) == [f"6 screenshots could not be taken: {problems[2]}"]
@@ -226,13 +226,13 @@ def test_what_fails_thrice_in_a_row_is_not_tried_again(evidence: Evidence, serve
 
 def test_what_cannot_be_written_is_a_line(evidence: Evidence, record: Record, tmp_path: Path):
     (tmp_path / "results").touch()
-    (found,) = evidence.screenshots("t", [record], 5).values()
+    ((found,),) = evidence.screenshots("t", [record], 5).values()
     assert found.problem == f"File exists: {tmp_path / 'results'}"
     assert list(evidence.lines()) == [f"1 screenshot could not be taken: {found.problem}"]
 
 
 def test_it_is_on_record(evidence: Evidence, record: Record, registry: Journal):
-    (found,) = evidence.screenshots("t.py::x", [record], 5).values()
+    ((found,),) = evidence.screenshots("t.py::x", [record], 5).values()
     assert Path(found.path).read_bytes() == PNG == found.content
     assert list(record.evidence.values()) == [("screenshot", found.path, "t.py::x")]
     assert list(evidence.lines()) == []

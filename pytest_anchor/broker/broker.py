@@ -26,7 +26,7 @@ from .reaper import REAPER_LOG, Reaper
 from .waits import Waits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ..cleanup.recovery import Recovery
     from ..settings import Settings
@@ -174,13 +174,18 @@ class Broker:
             self._evidence = Evidence(self.settings, run, open_api)
             threading.Thread(target=self._evidence.clean, name="clean", daemon=True).start()
 
-    def screenshots(self, nonces: Iterable[str], test: str, timeout: float) -> dict[str, Screenshot]:
+    def screenshots(
+        self, nonces: Iterable[str], test: str, timeout: float, pages: Mapping[str, Sequence[bytes]]
+    ) -> dict[str, list[Screenshot]]:
         """Take a screenshot of each of the sessions that live.
 
         :param timeout: seconds for all of them.
+        :param pages: those that the test's process has taken of a session's pages, by nonce.
         """
+        if self._evidence is None:
+            return {}
         records = [session.record for session in self.sessions(nonces)]
-        return self._evidence.screenshots(test, records, timeout) if self._evidence is not None else {}
+        return self._evidence.screenshots(test, records, timeout, pages)
 
     def owner(self, process: Process) -> Owner:
         """The sessions of a process.

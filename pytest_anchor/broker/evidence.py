@@ -14,7 +14,7 @@ from ..errors import AnchorAPIError, AnchorRegistryError, printable
 from .output import OutputFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ..api import AnchorAPI
     from ..registry.journal import Run
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 16  # calls
 FAILURES_IN_A_ROW = 3  # after which no further screenshot is asked for
+NONE: Mapping[str, Sequence[bytes]] = {}
 TOO_LATE = "the API did not answer in the time there was for it"
 
 
@@ -57,22 +58,25 @@ class Evidence:
             with self._lock:
                 self._problem = self._problem or f"what earlier runs left could not be removed: {_reason(error)}"
 
-    def screenshots(self, test: str, records: Iterable[Record], timeout: float) -> dict[str, Screenshot]:
+    def screenshots(
+        self, test: str, records: Iterable[Record], timeout: float, pages: Mapping[str, Sequence[bytes]] = NONE
+    ) -> dict[str, list[Screenshot]]:
         """Take a screenshot of each session, all at once.
 
         :param timeout: seconds for all of them.
+        :param pages: screenshots that the test's process has taken of a session's pages, by nonce.
         :returns: by nonce, those that could not be taken in time among them.
         """
         records = list(records)
         deadline = time.monotonic() + timeout
-        taken: dict[str, Screenshot] = {}
+        taken: dict[str, list[Screenshot]] = {}
         changed = threading.Condition()
 
         def take(record: Record) -> None:
-            screenshot = self._take(record, deadline)
-            with changed:  # what comes too late is not kept
-                if time.monotonic() < deadline + 1.0 and not is_over:
-                    taken[record.nonce] = self._keep(test, record, screenshot)
+            found = [Screenshot(content=one) for one in pages.get(record.nonce, ())] or [self._take(record, deadline)]
+            with changed:
+                if not is_over:  # what comes too late is not kept
+                    taken[record.nonce] = [self._keep(test, record, one) for one in found]
                 changed.notify()
 
         is_over = False
@@ -83,8 +87,9 @@ class Evidence:
             changed.wait_for(lambda: len(taken) == len(records), max(deadline - time.monotonic(), 0.0))
             is_over = True
         pool.stop()
-        found = {record.nonce: taken.get(record.nonce, Screenshot(problem=TOO_LATE)) for record in records}
-        self._count(found.values())
+        late = [Screenshot(problem=TOO_LATE)]
+        found = {record.nonce: taken.get(record.nonce, late) for record in records}
+        self._count(one for some in found.values() for one in some)
         return found
 
     def _take(self, record: Record, deadline: float) -> Screenshot:
@@ -127,15 +132,18 @@ class Evidence:
                 yield printable(self._problem)
 
 
-def as_values(screenshots: dict[str, Screenshot], *, with_content: bool) -> dict[str, Any]:
+def as_values(screenshots: dict[str, list[Screenshot]], *, with_content: bool) -> dict[str, Any]:
     """What the test process needs of them, as plain built-ins."""
     return {
-        nonce: {
-            "path": one.path,
-            "problem": one.problem,
-            "content": base64.b64encode(one.content).decode() if with_content and one.path else "",
-        }
-        for nonce, one in screenshots.items()
+        nonce: [
+            {
+                "path": one.path,
+                "problem": one.problem,
+                "content": base64.b64encode(one.content).decode() if with_content and one.path else "",
+            }
+            for one in some
+        ]
+        for nonce, some in screenshots.items()
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import select
@@ -268,7 +269,8 @@ def _tested(broker: Broker, _process: Process, _peer: Connection, message: dict[
 
 
 def _screenshots(broker: Broker, _process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
-    screenshots = broker.screenshots(message["nonces"], message["test"], message["timeout"])
+    pages = {nonce: [base64.b64decode(one) for one in images] for nonce, images in message["pages"].items()}
+    screenshots = broker.screenshots(message["nonces"], message["test"], message["timeout"], pages)
     return {"screenshots": as_values(screenshots, with_content=message["with_content"])}
 
 

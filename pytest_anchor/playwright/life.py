@@ -5,15 +5,19 @@ from __future__ import annotations
 from asyncio import get_running_loop
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import AnchorError
 from . import apis
+from .screenshots import take_screenshots
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
+    from collections.abc import Coroutine
 
     from .sessions import Holder, Lease, Sessions
+
+T = TypeVar("T")
 
 IDLE = 0.5  # seconds without a test after which a browser is asked whether it lives
 ATTRIBUTE = "_anchor_launched"
@@ -76,13 +80,20 @@ class LaunchedBrowser:
         if not self.browser.is_connected():
             return False
         try:
-            if self._loop is None:
-                apis.run(self.browser, self._ask())
-            elif not (self._loop.is_running() or self._loop.is_closed()):
-                self._loop.run_until_complete(self._ask())
+            self.complete(self._ask())
         except Exception:  # noqa: BLE001 - whatever it is, nothing more can be done with this browser
             return False
         return bool(self.browser.is_connected())
+
+    def complete(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Do some work with the browser, and wait for it; ``None`` where its event loop runs, or is closed."""
+        if self._loop is None:
+            result: T = apis.run(self.browser, work)
+            return result
+        if self._loop.is_running() or self._loop.is_closed():
+            work.close()
+            return None
+        return self._loop.run_until_complete(work)
 
     async def _ask(self) -> None:
         session = await apis.settle(self.browser.new_browser_cdp_session())
@@ -149,6 +160,10 @@ class Browsers:
             is_dead = not (one.is_alive if idle else one.browser.is_connected())
             if is_dead or one.lease.is_due:
                 _tear_down(one.holder, is_dead=is_dead)
+
+    def screenshots(self) -> dict[str, list[bytes]]:
+        """What the pages of the open browsers show: see :func:`.take_screenshots`."""
+        return take_screenshots(self.open)
 
     def explain(self, error: BaseException) -> list[str]:
         """Say what has become of the sessions whose browsers are gone, if *error* may have come of that."""

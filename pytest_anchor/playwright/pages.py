@@ -44,6 +44,7 @@ class Pages(Browsers):
 
     def __init__(self, plugin: Plugin) -> None:
         super().__init__()
+        plugin.photographers.append(self.screenshots)
         self._sessions = Sessions(plugin, is_shared=False)
         self._replacements = Replacements()
         if plugin.client.settings.playwright == "off":  # else it is done already

@@ -35,6 +35,7 @@ class Switch:
         self._plugin = plugin
         self._mode = plugin.client.settings.playwright
         self._browsers = Browsers()
+        plugin.photographers.append(self._browsers.screenshots)
         self._sessions = Sessions(plugin, is_shared=self._mode == "worker")
         self._launcher = Launcher(plugin, self._sessions, self._browsers, lambda: self._holder)
         self._replacements = Replacements()

@@ -6,6 +6,7 @@ PYTEST_DONT_REWRITE: there is no assertion.
 from __future__ import annotations
 
 import os
+from binascii import a2b_base64, b2a_base64
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -67,42 +68,50 @@ class Evidence:
         lines: list[str] = []
         for number, session in enumerate(sessions, 1):
             title = f"session {number}: " if len(sessions) > 1 else ""
-            for name, text in self._evidence_of(session, shots.get(session.nonce)):
+            for name, text in self._evidence_of(session, shots.get(session.nonce, [])):
                 lines.append(f"{title}{name}: {text}" if name else f"{title}{text}")
                 if name:
                     self._add_property(item, report, f"anchor_{name.replace(' ', '_')}", text)
         if lines and report.failed:
             add_section(report, "\n".join(lines))
-        for shot in shots.values():
+        for shot in (one for found in shots.values() for one in found):
             if shot["content"]:
                 self._add_image(report, shot["content"])
 
-    def _take(self, item: pytest.Item, sessions: list[AnchorSession]) -> dict[str, Any]:
+    def _take(self, item: pytest.Item, sessions: list[AnchorSession]) -> dict[str, list[dict[str, str]]]:
+        """The screenshots of some sessions, or why there is none, by nonce."""
         if not sessions or self._plugin.client.settings.screenshot == "off":
             return {}
+        pages = {
+            nonce: [b2a_base64(image, newline=False).decode() for image in images]
+            for photographer in self._plugin.photographers
+            for nonce, images in photographer().items()
+        }
         try:
             answer = self._plugin.client.request(
                 "screenshots",
                 timeout=TIMEOUT,
                 slack=SLACK,
                 nonces=[session.nonce for session in sessions],
+                pages=pages,
                 test=shortened(item.nodeid),
                 with_content=self._shows_images,
             )
         except AnchorError as error:
-            return {session.nonce: {"path": "", "problem": str(error), "content": ""} for session in sessions}
+            return {session.nonce: [{"path": "", "problem": str(error), "content": ""}] for session in sessions}
         else:
-            found: dict[str, Any] = answer["screenshots"]
+            found: dict[str, list[dict[str, str]]] = answer["screenshots"]
             return found
 
-    def _evidence_of(self, session: AnchorSession, shot: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    def _evidence_of(self, session: AnchorSession, shots: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
         """The name and the text of each piece of evidence; what has no name is a remark."""
-        if shot is not None and shot["path"]:
-            root = f"{self._plugin.config.rootpath}{os.sep}"
-            yield "screenshot", str(shot["path"]).removeprefix(root)
-        elif shot is not None:
-            yield "", f"no screenshot: {printable(shot['problem'])}"
-        elif not session.is_open:
+        root = f"{self._plugin.config.rootpath}{os.sep}"
+        for shot in shots:
+            if shot["path"]:
+                yield "screenshot", shot["path"].removeprefix(root)
+            else:
+                yield "", f"no screenshot: {printable(shot['problem'])}"
+        if not (shots or session.is_open):
             yield "", "no screenshot: the session had been ended by then"
         if self._plugin.client.settings.local:
             return  # its links are gone by the time that anybody reads of them
@@ -127,8 +136,6 @@ class Evidence:
 
         :param content: a PNG, in base 64.
         """
-        from binascii import a2b_base64
-
         if getattr(self._plugin.config.option, "htmlpath", None):
             image = {
                 "name": "screenshot",

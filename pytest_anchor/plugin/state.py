@@ -47,6 +47,7 @@ class Plugin:
         self.session: pytest.Session | None = None
         self.item: pytest.Item | None = None
         self._test_began = 0.0
+        self.photographers: list[Callable[[], dict[str, list[bytes]]]] = []  # take screenshots of pages, by nonces
         self.runs_tests = True
         self.has_remote_workers = False
         self.remarks: dict[str, None] = {}

@@ -62,6 +62,7 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     :param forward: ``auto``, ``on`` or ``off``; see :attr:`forwarded_hosts`.
     :param forward_hosts: the names by which sessions' browsers reach the test machine, with commas between them.
     :param screenshot: ``on``, ``off`` or ``only-on-failure``.
+    :param recording: ``on``, ``off`` or ``retain-on-failure``.
     :param output: the folder for screenshots and the like, absolute; ``""`` for none.
     :param own_registry: whether this is a worker that keeps its own, as it sees another disk than the controller.
     :param socket_folder: where the run's processes on this machine find its broker.
@@ -89,6 +90,7 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     forward: str
     forward_hosts: str
     screenshot: str
+    recording: str
     output: str = ""
     own_registry: bool = False
     socket_folder: str = ""
@@ -131,7 +133,7 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
         """
         folder = rootdir / REGISTRY_NAME / values["folder"]  # an absolute one stands for itself
         sockets = values["socket_folder"] or socket_folder(f"{folder.name}-{crc32(os.fsencode(folder)):08x}")
-        output = os.path.join(rootdir, values["output"])
+        output = values["output"] and os.path.join(rootdir, values["output"])
         own = {"folder": folder, "socket_folder": sockets, "output": output}
         return cls(**{"api_key": key_from_environment(), **values, **own})
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 KEY = "key-SECRET-4711"
 
 # What is asked for beside the sessions' life: by these names they meet faults of their own.
-EVIDENCE = {"/screenshot": "SCREENSHOT"}
+EVIDENCE = {"/screenshot": "SCREENSHOT", "/fetch": "RECORDING", ".mp4": "FILE"}
+MP4 = b"\0\0\0\x18ftypmp42 and so on"
 # One pixel.
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
@@ -161,6 +162,9 @@ class FaultServer:
                     session.alive = False
                 return ok({"status": "ended"})
             session = self.sessions.get(path.removeprefix("/v1/sessions/").partition("/")[0])
+            if path.endswith("/fetch"):
+                is_there = session and not session.alive
+                return (302, {"Location": f"/files/{session.id}.mp4?signature=1"}, b"") if is_there else error(404)
             if path.endswith("/screenshot"):
                 return (200, {}, PNG) if session and session.alive else error(404)
             if method == "DELETE":
@@ -219,6 +223,8 @@ class _Handler(BaseHTTPRequestHandler):
                 state.headers.append({name.lower(): value for name, value in self.headers.items()})
 
         def act() -> Answer:
+            if parts.path.endswith(".mp4"):  # a file of another server's, which must not see the key
+                return error(400) if "anchor-api-key" in self.headers else (200, {}, MP4)
             if self.headers.get("anchor-api-key") not in state.keys:
                 return error(401)
             return state._act(self.command, parts.path, parse_qs(parts.query), json.loads(raw) if raw else {})

@@ -209,7 +209,7 @@ def test_a_bad_answer_is_a_line_and_takes_no_longer_than_it_may(
     assert (found.path, found.content) == ("", b"")
     assert words in found.problem
     assert found.problem
-    assert list(evidence.lines()) == [f"1 screenshot could not be taken: {found.problem}"]
+    assert list(evidence.lines()) == [(f"1 screenshot could not be taken: {found.problem}", True)]
     assert not (tmp_path / "results").exists()
 
 
@@ -221,14 +221,14 @@ def test_what_fails_thrice_in_a_row_is_not_tried_again(evidence: Evidence, serve
     problems = [evidence.screenshots("t", [record], 5)[record.nonce][0].problem for _ in range(4)]
     assert problems[3] == "given up after 3 failures in a row"
     assert len(server.asked_for_evidence) == 6
-    assert list(evidence.lines()) == [f"6 screenshots could not be taken: {problems[2]}"]
+    assert list(evidence.lines()) == [(f"6 screenshots could not be taken: {problems[2]}", True)]
 
 
 def test_what_cannot_be_written_is_a_line(evidence: Evidence, record: Record, tmp_path: Path):
     (tmp_path / "results").touch()
     ((found,),) = evidence.screenshots("t", [record], 5).values()
     assert found.problem == f"File exists: {tmp_path / 'results'}"
-    assert list(evidence.lines()) == [f"1 screenshot could not be taken: {found.problem}"]
+    assert list(evidence.lines()) == [(f"1 screenshot could not be taken: {found.problem}", True)]
 
 
 def test_it_is_on_record(evidence: Evidence, record: Record, registry: Journal):

@@ -76,6 +76,13 @@ def test_a_worker_that_sees_another_disk_keeps_a_registry_of_its_own(monkeypatch
     assert "/tmp/pytest-anchor-r" not in json.dumps(values), "a broker of that machine"
 
 
+def test_a_worker_keeps_its_evidence_where_it_can(monkeypatch):
+    settings = some(output="/x/results")
+    assert Settings.of_worker(settings.for_worker("gw1"), Path("/its/place")).output == "/x/results"
+    elsewhere = Settings.of_worker(settings.for_worker("gw1", shares_disk=False), Path("/its/place"))
+    assert elsewhere.output == "/its/place/results"
+
+
 def test_workers_on_one_other_machine_share_its_broker_if_they_share_their_disk(monkeypatch):
     monkeypatch.delenv("TMPDIR", raising=False)
     values = some().for_worker("gw1", shares_disk=False)

@@ -7,7 +7,7 @@ import os
 import random
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ..errors import AnchorAPIError, AnchorLostCreateError, is_transient_status, redact
 from . import failures
@@ -43,6 +43,7 @@ class Answer(NamedTuple):
     date: str  # the header
     retry_after: float | None  # seconds
     limit: Limit | None  # of a 429
+    location: str = ""  # of a redirect
 
     def __repr__(self) -> str:
         return f"<answer {self.status}>"  # the API may have repeated the key in it
@@ -136,10 +137,10 @@ class _Process(NamedTuple):
 class Caller:
     """Calls an account's API. Safe to use from several threads, and after a fork.
 
-    :param key: the API key; kept in memory and in the request header only.
+    :param key: the API key; kept in memory and in the request header only. ``None`` sends none.
     """
 
-    def __init__(self, base_url: str, key: str) -> None:
+    def __init__(self, base_url: str, key: str | None) -> None:
         self._base_url = base_url
         self._key = key
         self._process = self._new_process(until=0.0)
@@ -156,7 +157,7 @@ class Caller:
 
     def without_key(self, text: str) -> str:
         """*text* as it may be shown: the API may have repeated the key in it."""
-        return redact(text, self._key)
+        return redact(text, self._key) if self._key else text
 
     def call(
         self,
@@ -167,6 +168,7 @@ class Caller:
         read: float = CALL_TIMEOUT,
         deadline: float = float("inf"),
         limit: int = MAX_ANSWER,
+        sink: BinaryIO | None = None,
         **kwargs: Any,
     ) -> Answer:
         """Make a call; a POST is taken for a creation.
@@ -177,6 +179,7 @@ class Caller:
         :param read: seconds for an answer to begin.
         :param deadline: ``time.monotonic()`` seconds after which nothing new is tried.
         :param limit: bytes that an answer may have.
+        :param sink: takes the body of a success; that of the answer is its beginning then.
         :raises AnchorLostCreateError: no usable answer came to a creation that was sent.
         :raises AnchorAPIError: no usable answer came.
         """
@@ -187,7 +190,7 @@ class Caller:
         token = current_call.set(call)
         failure: BaseException
         try:
-            return self._attempts(method, path, call, read=read, limit=limit, **kwargs)
+            return self._attempts(method, path, call, read=read, limit=limit, sink=sink, **kwargs)
         except failures.FAILURES as error:
             message = self.without_key(failures.describe(error))
             if not call.is_sent:
@@ -204,7 +207,9 @@ class Caller:
         # key, which `pytest --showlocals` would print.
         raise failure
 
-    def _attempts(self, method: str, path: str, call: Call, *, read: float, limit: int, **kwargs: Any) -> Answer:
+    def _attempts(
+        self, method: str, path: str, call: Call, *, read: float, limit: int, sink: BinaryIO | None, **kwargs: Any
+    ) -> Answer:
         __tracebackhide__ = True
         while True:
             if not call.creates:
@@ -212,7 +217,7 @@ class Caller:
             call.tries += 1
             timeout = (min(CONNECT_TIMEOUT, call.remaining), min(read, call.remaining))
             try:
-                answer = self._attempt(method, path, call, limit, timeout=timeout, **kwargs)
+                answer = self._attempt(method, path, call, limit, sink, timeout=timeout, **kwargs)
             except failures.FAILURES as error:
                 if (wait := call.retry_in(error)) is None:
                     raise
@@ -222,14 +227,14 @@ class Caller:
                     return answer
             time.sleep(wait)
 
-    def _attempt(self, method: str, path: str, call: Call, limit: int, **kwargs: Any) -> Answer:
+    def _attempt(self, method: str, path: str, call: Call, limit: int, sink: BinaryIO | None, **kwargs: Any) -> Answer:
         url = self._base_url + path
         with self.session.request(method, url, allow_redirects=False, stream=True, **kwargs) as response:
             headers = response.headers
             rate_limit = parse_limit(headers) if response.status_code == 429 else None
             if rate_limit and not call.creates:
                 self.pause.extend(call.pause_after(rate_limit))  # before the body, which may have no end
-            body = read_body(response, limit)
+            body = read_body(response, limit, sink if response.status_code == 200 else None)
             return Answer(
                 response.status_code,
                 body,
@@ -238,6 +243,7 @@ class Caller:
                 headers.get("Date", ""),
                 parse_retry_after(headers),
                 rate_limit,
+                headers.get("Location", ""),
             )
 
     def _new_process(self, until: float) -> _Process:

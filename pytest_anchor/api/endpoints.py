@@ -10,7 +10,8 @@ import math
 import time
 from functools import cached_property
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urljoin, urlsplit
 
 from ..errors import AnchorAPIError, printable
 from ..tags import is_session_id
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from .caller import Answer
 
 CREATE_TIMEOUT = 120.0  # seconds; the call blocks until the browser is ready
+MAX_RECORDING = 1 << 30  # bytes
+MP4 = b"ftyp"  # after a length
+REDIRECTS = (301, 302, 303, 307, 308)
 MAX_SCREENSHOT = 8 << 20  # bytes
 PNG = b"\x89PNG\r\n\x1a\n"
 MAX_LIST = 64 << 20  # bytes; a session takes about 300 in a list
@@ -186,6 +190,37 @@ class AnchorAPI:
         if not answer.body.startswith(PNG):
             raise self._error(what, answer, "an answer that is not a PNG")
         return answer.body
+
+    def recording(self, session_id: str, file: BinaryIO, *, deadline: float) -> None:
+        """Download what was recorded of a session that is over, as an MP4.
+
+        The API answers with a redirect to the file, which is fetched without the key.
+
+        :param file: empty, and written from its beginning.
+        :raises AnchorAPIError: there is none, or not yet; or the file cannot take it.
+        """
+        __tracebackhide__ = True
+        what = f"fetch the recording of session {session_id}"
+        if not is_session_id(session_id):
+            raise AnchorAPIError("fetch a recording", message="this is not a session id, and was not sent")
+        path = f"/v1/sessions/{session_id}/recordings/primary/fetch"
+        answer = self._caller.call("GET", path, what, deadline=deadline, limit=MAX_RECORDING, sink=file)
+        if answer.status in REDIRECTS:
+            base, path = self._split_redirect(what, answer)
+            answer = Caller(base, None).call("GET", path, what, deadline=deadline, limit=MAX_RECORDING, sink=file)
+        if answer.status != 200:
+            raise self._error(what, answer)
+        if answer.body[4:8] != MP4:
+            raise self._error(what, answer, "an answer that is not an MP4")
+
+    def _split_redirect(self, what: str, answer: Answer) -> tuple[str, str]:
+        """The base and the rest of an address that the API names: https, or this machine's where the API is here."""
+        parts = urlsplit(urljoin(self.base_url, answer.location))
+        is_here = (parts.scheme, parts.hostname) == ("http", urlsplit(self.base_url).hostname)
+        if not (parts.scheme == "https" or (is_here and self.base_url.startswith("http:"))) or not parts.hostname:
+            message = "a redirect to where no file is fetched from"
+            raise AnchorAPIError(what, status=answer.status, message=message, remedy=_ANSWER_REMEDY)
+        return f"{parts.scheme}://{parts.netloc}", f"{parts.path}?{parts.query}"
 
     def max_sessions(self, *, deadline: float) -> int | None:
         """How many browsers the account's plan allows at once; ``None`` where that cannot be learned."""

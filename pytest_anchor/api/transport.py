@@ -8,7 +8,7 @@ import time
 from contextvars import ContextVar
 from http.client import HTTPResponse
 from http.cookiejar import DefaultCookiePolicy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
 import requests
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 KEY_HEADER = "anchor-api-key"
 
+SHOWN = 64  # bytes of an answer that another file takes
 MAX_IDLE = 5.0  # seconds for which a connection may have been idle that a creation uses
 MAX_CONNECTIONS = 256  # kept alive, which is as many as --anchor-sweep-at-once allows
 
@@ -46,8 +47,8 @@ class TooLongError(Exception):
     """An answer has more bytes than are read."""
 
 
-def open_session(base_url: str, key: str) -> requests.Session:
-    """A session that sends the key, and neither follows a redirect nor tries anything again by itself."""
+def open_session(base_url: str, key: str | None) -> requests.Session:
+    """A session that sends the key, if there is one; it follows no redirect, and tries nothing again by itself."""
     session = _Session()
     session.auth = _KeyAuth(key)
     session.headers.update({"Accept": "application/json", "Accept-Encoding": "identity"})
@@ -59,16 +60,24 @@ def open_session(base_url: str, key: str) -> requests.Session:
     return session
 
 
-def read_body(response: requests.Response, limit: int) -> bytes:
-    """The answer's body.
+def read_body(response: requests.Response, limit: int, sink: BinaryIO | None = None) -> bytes:
+    """The answer's body; where *sink* takes it, from its beginning, only the first bytes.
 
     :raises TooLongError: it has more than *limit* bytes.
+    :raises OSError: *sink* cannot take it.
     """
-    body = bytearray()
+    body, size = bytearray(), 0
+    if sink is not None:
+        sink.seek(0)
+        sink.truncate()
     while chunk := response.raw.read1(65536):
-        body += chunk
-        if len(body) > limit:
+        size += len(chunk)
+        if size > limit:
             raise TooLongError(f"an answer of more than {limit} bytes")
+        if sink is not None:
+            sink.write(chunk)
+        if sink is None or len(body) < SHOWN:
+            body += chunk
     return bytes(body)
 
 
@@ -87,11 +96,12 @@ class _KeyAuth(requests.auth.AuthBase):
     An explicit auth also keeps requests from looking into a ``.netrc``.
     """
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str | None) -> None:
         self._key = key
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers[KEY_HEADER] = self._key
+        if self._key is not None:
+            request.headers[KEY_HEADER] = self._key
         return request
 
 

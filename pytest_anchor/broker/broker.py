@@ -170,7 +170,7 @@ class Broker:
             return run, self._api
 
     def _keep_evidence(self, run: Run, open_api: Callable[[], AnchorAPI]) -> None:
-        if self.settings.output and self.settings.screenshot != "off":
+        if self.settings.output and {self.settings.screenshot, self.settings.recording} != {"off"}:
             self._evidence = Evidence(self.settings, run, open_api)
             threading.Thread(target=self._evidence.clean, name="clean", daemon=True).start()
 
@@ -272,7 +272,7 @@ class Broker:
         for values in records:
             run.add(Record.from_values(values))
 
-    def record_test(self, nonces: Iterable[str], *, seconds: float, **fields: Any) -> None:
+    def record_test(self, nonces: Sequence[str], *, seconds: float, **fields: Any) -> None:
         """Take in that a test is over, which had some sessions.
 
         :param seconds: how long it took.
@@ -283,6 +283,8 @@ class Broker:
             for nonce in nonces:
                 with suppress(AnchorRegistryError):
                     run.append("tested", nonce, began=began, ended=ended, **fields)
+            if self._evidence is not None:
+                self._evidence.test_is_over(nonces)
 
     def _start_crash_sweep(self, nonces: set[str], grace: float, owner: Owner | None = None) -> None:
         """Start a sweep while the run goes on: of what an ended process left, or for a lost creation."""
@@ -338,6 +340,8 @@ class Broker:
             except Exception as error:  # noqa: BLE001 - whatever it is, the run fails and says what is open
                 text = redact(f"{type(error).__name__}: {error}", self.settings.api_key or "\0")
                 problem = AnchorError(f"an unexpected error, please report it: {printable(text)}")
+            if self._evidence is not None:
+                self._evidence.finish(should_continue)
             if self._recovery is not None:
                 self._recovery.join(RECOVERY_TIMEOUT)
             report = self._make_report(problem)

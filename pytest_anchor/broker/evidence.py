@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..background import DaemonThreadPool
 from ..errors import AnchorAPIError, AnchorRegistryError, printable
 from .output import OutputFolder
+from .recordings import Recordings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,8 +44,13 @@ class Evidence:
 
     def __init__(self, settings: Settings, run: Run, open_api: Callable[[], AnchorAPI]) -> None:
         self._run = run
+        self._folder = settings.output
         self._output = OutputFolder(settings.output, settings.folder.name)
         self._api = open_api()
+        self._recordings: Recordings | None = None
+        if settings.recording != "off":
+            only_failed = settings.recording == "retain-on-failure"
+            self._recordings = Recordings(open_api(), run, self._output, only_failed=only_failed)
         self._lock = threading.Lock()
         self._failures = 0  # in a row
         self._missing = 0
@@ -122,14 +128,27 @@ class Evidence:
                 self._failures += 1
                 self._missing += 1
 
-    def lines(self) -> Iterator[str]:
-        """What the summary says of it."""
+    def test_is_over(self, nonces: Iterable[str]) -> None:
+        """Begin to fetch the recordings of a test's sessions."""
+        if self._recordings is not None:
+            self._recordings.fetch(record for nonce in nonces if (record := self._run.state.records.get(nonce)))
+
+    def finish(self, should_continue: Callable[[], bool]) -> None:
+        """Wait for the recordings of the run, whose sessions are over, as long as there is time for them."""
+        if self._recordings is not None:
+            self._recordings.fetch(self._run.state.records.values())
+            self._recordings.wait(should_continue)
+
+    def lines(self) -> Iterator[tuple[str, bool]]:
+        """What the summary says of it, and whether that is a trouble."""
         with self._lock:
             if self._missing:
                 what = "1 screenshot" if self._missing == 1 else f"{self._missing} screenshots"
-                yield f"{what} could not be taken: {printable(self._problem)}"
+                yield f"{what} could not be taken: {printable(self._problem)}", True
             elif self._problem:
-                yield printable(self._problem)
+                yield printable(self._problem), True
+        if self._recordings is not None:
+            yield from self._recordings.lines(self._folder)
 
 
 def as_values(screenshots: dict[str, list[Screenshot]], *, with_content: bool) -> dict[str, Any]:

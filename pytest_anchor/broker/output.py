@@ -10,7 +10,7 @@ import threading
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from ..registry.locks import hold, is_held
 
@@ -54,35 +54,39 @@ class OutputFolder:
                         _remove_listed(root, name)
 
     def write(self, test: str, name: str, content: bytes) -> str:
-        """Write a file of a test's.
+        """Write a file of a test's, and return its path: see :meth:`new_file`."""
+        with self.new_file(test, name) as (file, path):
+            file.write(content)
+        return path
+
+    @contextmanager
+    def new_file(self, test: str, name: str) -> Iterator[tuple[BinaryIO, str]]:
+        """A new file of a test's, to be written, and its path; where that fails, nothing of it is left.
 
         :param name: with its suffix; a number is put before that.
-        :returns: the file's path.
-        :raises OSError: it cannot be written; nothing of it is left.
+        :raises OSError: it cannot be made.
         """
-        folder = folder_name(test)
-        stem, _, suffix = name.rpartition(".")
+        fd, path = self._make(folder_name(test), *name.rsplit(".", 1))
+        try:
+            with os.fdopen(fd, "wb") as file:
+                yield file, path
+        except BaseException:
+            with suppress(OSError):
+                Path(path).unlink()
+                Path(path).parent.rmdir()
+            raise
+
+    def _make(self, folder: str, stem: str, suffix: str) -> tuple[int, str]:
         self._path.mkdir(parents=True, exist_ok=True)
         with self._lock, self._opened() as root, _made(folder, root) as inside:
             for number in range(1, MAX_FILES):
                 file = f"{stem}-{number}.{suffix}"
                 with suppress(FileExistsError):
-                    self._write(inside, folder, file, content)
-                    return str(self._path / folder / file)
+                    if _exists(file, inside):
+                        continue
+                    self._note(f"{folder}/{file}")
+                    return os.open(file, _NEW_FILE, 0o644, dir_fd=inside), str(self._path / folder / file)
         raise OSError(errno.EEXIST, f"there are {MAX_FILES} files of that name")
-
-    def _write(self, inside: int, folder: str, file: str, content: bytes) -> None:
-        if _exists(file, inside):
-            raise FileExistsError
-        self._note(f"{folder}/{file}")
-        fd = os.open(file, _NEW_FILE, 0o644, dir_fd=inside)
-        try:
-            with os.fdopen(fd, "wb") as stream:
-                stream.write(content)
-        except OSError:
-            with suppress(OSError):
-                os.unlink(file, dir_fd=inside)
-            raise
 
     def _note(self, entry: str) -> None:
         """Add a line to the list: before the file is made, so that none is missing there."""

@@ -15,7 +15,7 @@ from ..budget.file_store import FileStore
 from ..budget.holders import SlotHolders
 from ..cleanup.ending import END_TIMEOUT, end_sessions
 from ..cleanup.policy import SweepPolicy
-from ..configuration import with_tags
+from ..configuration import merge, with_tags
 from ..errors import AnchorAPIError, AnchorError, AnchorLostCreateError, AnchorRegistryError, printable
 from ..tags import TAG, new_nonce, new_tag, run_tag
 from .prefetch import Prefetch
@@ -194,6 +194,8 @@ class Owner:
         limits, run, api = self.limits, self._run, self._api
         try:
             config = with_tags(config, [TAG, run_tag(self.settings.run_id), new_tag(nonce)])
+            if self.settings.recording != "off":
+                config = merge({"session": {"recording": {"active": True}}}, config)
             intent = {
                 "owner": self.name,
                 "test": test,

@@ -117,6 +117,8 @@ class Evidence:
             return  # its links are gone by the time that anybody reads of them
         if session.is_open and session.live_view_url:
             yield "live view", session.live_view_url
+        base_url = self._plugin.client.settings.base_url
+        yield "recording", f"{base_url}/v1/sessions/{session.id}/recordings/primary/fetch"
 
     def _add_property(self, item: pytest.Item, report: pytest.TestReport, name: str, text: str) -> None:
         """Add a property to this report and to the later ones of the test: JUnit takes those of the last."""

@@ -160,6 +160,13 @@ OPTIONS = {
         "only-on-failure",
         check=lambda name, value: check_choice(name, value, ("on", "off", "only-on-failure")),
     ),
+    "recording": Option(
+        "on|off|retain-on-failure",
+        "whether the recordings of sessions are downloaded once they are over: of all, of none, or of those whose test "
+        "has failed",
+        "off",
+        check=lambda name, value: check_choice(name, value, ("on", "off", "retain-on-failure")),
+    ),
     "chromium": Option(
         "PATH",
         "the Chromium for --anchor-local",
@@ -169,7 +176,9 @@ OPTIONS = {
     ),
 }
 _REGISTRY_HELP = f"folder for the record of created sessions (default: {REGISTRY_NAME} in pytest's rootdir)"
-_OUTPUT_HELP = f"folder for screenshots, one inside it for each test (default: {OUTPUT_NAME} in pytest's rootdir)"
+_OUTPUT_HELP = (
+    f"folder for screenshots and recordings, one inside it for each test (default: {OUTPUT_NAME} in pytest's rootdir)"
+)
 _LOCAL_HELP = "serve Anchor's API on this machine with local Chromium: free, offline, needs pytest-anchor[local]"
 
 

@@ -52,7 +52,7 @@ class Report:
         self.interrupted = False  # whether it was cut short
         self.log: Path | None = None  # where the reaper that goes on writes what it does
         self.recovered: list[Recovery] = []  # what became of earlier runs
-        self.remarks: list[str] = []  # on evidence that is missing
+        self.remarks: list[tuple[str, bool]] = []  # on evidence, and whether any is missing
 
     @property
     def created(self) -> list[Record]:
@@ -129,8 +129,8 @@ class Report:
                     f"{title(record)}: {'already over' if record.already else _ENDED_BY.get(record.ended_by, 'ended')}"
                 )
         yield from self._troubles()
-        for remark in self.remarks:
-            yield Line(remark, YELLOW)
+        for remark, is_trouble in self.remarks:
+            yield Line(remark, YELLOW if is_trouble else {})
         for recovery in self.recovered:
             yield from _recovery_lines(recovery)
 

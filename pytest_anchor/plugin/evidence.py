@@ -1,7 +1,4 @@
-"""The evidence in a test's report: the broker takes it, as soon as the test has failed.
-
-PYTEST_DONT_REWRITE: there is no assertion.
-"""
+"""The evidence in a test's report: the broker takes it, as soon as the test has failed."""
 
 from __future__ import annotations
 

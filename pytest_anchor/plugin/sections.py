@@ -1,7 +1,4 @@
-"""What this plugin adds to the report of a test.
-
-PYTEST_DONT_REWRITE: there is no assertion.
-"""
+"""What this plugin adds to the report of a test."""
 
 from __future__ import annotations
 

@@ -61,6 +61,7 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     :param recorded: whether a test's first context is the session's own, which Anchor records.
     :param forward: ``auto``, ``on`` or ``off``; see :attr:`forwarded_hosts`.
     :param forward_hosts: the names by which sessions' browsers reach the test machine, with commas between them.
+    :param budget: minutes of browser after which the run creates no session, 0 for any number.
     :param screenshot: ``on``, ``off`` or ``only-on-failure``.
     :param recording: ``on``, ``off`` or ``retain-on-failure``.
     :param output: the folder for screenshots and the like, absolute; ``""`` for none.
@@ -89,6 +90,7 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     recorded: bool
     forward: str
     forward_hosts: str
+    budget: float
     screenshot: str
     recording: str
     output: str = ""
@@ -296,6 +298,20 @@ def check_seconds(name: str, value: str) -> float:
     if not 0 < seconds < 1e6:
         raise AnchorConfigError(f"{name} takes a number of seconds above 0, not {value!r}")
     return seconds
+
+
+def check_minutes(name: str, value: str) -> float:
+    """Return *value* as a positive number of minutes, 0 for no value.
+
+    :raises AnchorConfigError: it is none.
+    """
+    try:
+        minutes = float(value or 0)
+    except ValueError:
+        minutes = -1.0
+    if value and not 0 < minutes < 1e6:
+        raise AnchorConfigError(f"{name} takes a number of minutes above 0, not {printable(value)!r}")
+    return minutes
 
 
 def check_number(name: str, value: str, least: int, most: int = 10_000) -> int:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 KEY = "key-SECRET-4711"
 
 # What is asked for beside the sessions' life: by these names they meet faults of their own.
-EVIDENCE = {"/screenshot": "SCREENSHOT", "/fetch": "RECORDING", ".mp4": "FILE"}
+EVIDENCE = {"/screenshot": "SCREENSHOT", "/fetch": "RECORDING", ".mp4": "FILE", "/v1/sessions": "HISTORY"}
 MP4 = b"\0\0\0\x18ftypmp42 and so on"
 # One pixel.
 PNG = bytes.fromhex(
@@ -214,6 +214,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(*(error(404) if state.cap is None else ok({"max_concurrent_browsers": state.cap})))
             return
         evidence = next((name for part, name in EVIDENCE.items() if parts.path.endswith(part)), "")
+        if self.command == "POST":
+            evidence = ""
         with state.lock:
             if evidence:
                 state.asked_for_evidence.append((evidence, parts.path))

@@ -17,10 +17,10 @@ from ..errors import AnchorAPIError, printable
 from ..tags import is_session_id
 from .answers import Created, Ended, Listed
 from .caller import RATE_REMEDY, Caller, lost
-from .headers import parse_date, parse_timestamp
+from .headers import parse_amount, parse_date, parse_timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from .caller import Answer
 
@@ -30,6 +30,7 @@ MP4 = b"ftyp"  # after a length
 REDIRECTS = (301, 302, 303, 307, 308)
 MAX_SCREENSHOT = 8 << 20  # bytes
 PNG = b"\x89PNG\r\n\x1a\n"
+PAGE = 50  # sessions that the API's history tells of at once, at most
 MAX_LIST = 64 << 20  # bytes; a session takes about 300 in a list
 
 # A creation that these answer did not take place. 408 may come after the effect.
@@ -221,6 +222,25 @@ class AnchorAPI:
             message = "a redirect to where no file is fetched from"
             raise AnchorAPIError(what, status=answer.status, message=message, remedy=_ANSWER_REMEDY)
         return f"{parts.scheme}://{parts.netloc}", f"{parts.path}?{parts.query}"
+
+    def credits(self, ids: Collection[str], tag: str, *, deadline: float) -> float | None:
+        """The credits that some sessions have used, all together, by one question.
+
+        :param tag: that all of them carry.
+        :returns: ``None`` where that cannot be learned: one page of the API's history does not tell all of them.
+        """
+        params = {"tags": tag, "limit": PAGE}
+        try:
+            answer = self._caller.call("GET", "/v1/sessions", "read the credits", params=params, deadline=deadline)
+        except AnchorAPIError:
+            return None
+        data = answer.data.get("data") if isinstance(answer.data, dict) else None
+        items = data.get("sessions") if isinstance(data, dict) else None
+        if answer.status != 200 or not isinstance(items, list):
+            return None
+        told = {str(item.get("id")): parse_amount(item.get("used_credits")) for item in items if isinstance(item, dict)}
+        amounts = [told.get(session_id) for session_id in ids]
+        return None if None in amounts else sum(filter(None, amounts))
 
     def max_sessions(self, *, deadline: float) -> int | None:
         """How many browsers the account's plan allows at once; ``None`` where that cannot be learned."""

@@ -1,4 +1,4 @@
-"""Times and limits from headers; whatever they hold, nothing here raises."""
+"""Times, limits and amounts from headers and answers; whatever they hold, nothing here raises."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 MAX_WAIT = 3600.0  # seconds; a longer Retry-After cannot be meant
 MAX_POLICY = 4096  # characters of a RateLimit-Policy
 MAX_QUOTA = 100_000  # requests
+MAX_AMOUNT = 1e9
 MAX_WINDOW = 24 * 3600.0  # seconds
 
+_AMOUNT = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?")
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _WINDOW = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 _OPAQUE = re.compile(r'"(?:[^"\\]|\\.)*"?|:[A-Za-z0-9+/=]*:')  # quoted strings and byte sequences
@@ -69,6 +71,16 @@ def parse_timestamp(text: object) -> float | None:
     except (ValueError, OverflowError):
         return None
     return whole + float((fraction or ".0").replace(",", "."))
+
+
+def parse_amount(value: object) -> float | None:
+    """An amount that is not negative: a number, or a text with one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    if isinstance(value, str) and not _AMOUNT.fullmatch(value):
+        return None
+    amount = float(value)
+    return amount if 0 <= amount < MAX_AMOUNT else None
 
 
 def _policies(header: str) -> Iterator[tuple[int, float]]:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..api import AnchorAPI
+from ..api.endpoints import PAGE
 from ..cleanup.policy import KILLED_GRACE, LONG_PAUSES, LOST_GRACE, SweepObserver, SweepPolicy
 from ..cleanup.recovery import recover_all
 from ..cleanup.sweep import SweepTarget, mark_all_ended, mark_lost_refused, sweep_run
@@ -17,6 +18,7 @@ from ..registry.locks import forget_process, is_run, note_process, process_names
 from ..registry.records import Record, State
 from ..reporting.summary import Report
 from ..settings import check_key
+from ..tags import run_tag
 from .evidence import Evidence
 from .forwarding import Forwarding
 from .observers import CrashSweep, LastSweep
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from .evidence import Screenshot
 
 PLAN_TIMEOUT = 5.0  # seconds for the one question after the plan's cap
+CREDITS_TIMEOUT = 3.0  # seconds
 RUN_LIMIT = 86_400.0  # seconds that a run takes at most
 RECOVERY_TIMEOUT = 5.0  # seconds that the end of a run waits for what earlier runs left
 OWNER_SWEEP_TIMEOUT = 20.0  # seconds that the end of a run waits for the sweeps of workers that are over
@@ -345,6 +348,7 @@ class Broker:
             if self._recovery is not None:
                 self._recovery.join(RECOVERY_TIMEOUT)
             report = self._make_report(problem)
+            report.credits = self._credits(report) if should_continue() else None
             values = report.as_values(verbose=verbose)
             if self._run is not None and report.settled and problem is None and should_continue():
                 with self._lock:
@@ -352,6 +356,13 @@ class Broker:
                     self._run.remove()
                     self._run = None
             return values
+
+    def _credits(self, report: Report) -> float | None:
+        """What the run has cost, if one question tells it; a run that has used next to nothing does not ask."""
+        ids = [str(record.id) for record in report.created]
+        if self._api is None or self.settings.local or not report.minutes or len(ids) > PAGE:
+            return None
+        return self._api.credits(ids, run_tag(self.settings.run_id), deadline=time.monotonic() + CREDITS_TIMEOUT)
 
     def report(self, *, verbose: bool, interrupted: bool) -> dict[str, Any]:
         """Report on the run as it is, without waiting for anything."""
@@ -368,6 +379,7 @@ class Broker:
             problem = error
         report = Report(state, self.settings.folder)
         report.problem = problem
+        report.refused = sum(owner.refused for owner in self._owners.values())
         report.recovered = list(self._recovered)
         report.remarks = list(self._evidence.lines()) if self._evidence is not None else []
         if self._run is not None and self._reaps:

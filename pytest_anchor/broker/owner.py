@@ -16,7 +16,14 @@ from ..budget.holders import SlotHolders
 from ..cleanup.ending import END_TIMEOUT, end_sessions
 from ..cleanup.policy import SweepPolicy
 from ..configuration import merge, with_tags
-from ..errors import AnchorAPIError, AnchorError, AnchorLostCreateError, AnchorRegistryError, printable
+from ..errors import (
+    AnchorAPIError,
+    AnchorError,
+    AnchorLimitError,
+    AnchorLostCreateError,
+    AnchorRegistryError,
+    printable,
+)
 from ..tags import TAG, new_nonce, new_tag, run_tag
 from .prefetch import Prefetch
 
@@ -117,15 +124,30 @@ class Owner:
         self._next_attempt = 0.0  # when the failed ends may be tried again, in ``time.monotonic()`` seconds
         self._retry_thread: threading.Thread | None = None  # that tries them again
         self.sessions: dict[str, Session] = {}  # not confirmed to be over, by nonce
+        self.refused = 0  # creations, as the budget was used up
         self._unconfirmed_creates: set[str] = set()  # nonces
         self._over = threading.Event()
 
     def create(self, config: Mapping[str, Any], request: Request) -> Session:
         """A session for a test, new or created ahead: see :class:`AnchorSessionFactory` for what is raised."""
+        self._check_budget(request.test)
         if self._prefetch is not None and (session := self._prefetch.take(config)) is not None:
             self._give(session, request.test)
             return session
         return self._create_in_turn(config, request)
+
+    def _check_budget(self, test: str) -> None:
+        if self._is_used_up:
+            self.refused += 1
+            raise AnchorLimitError(
+                f"no session was created for {printable(test)}: the run's browsers have run for as long as "
+                f"--anchor-budget {self.settings.budget:g} (minutes) allows. Raise it, or let tests share sessions."
+            )
+
+    @property
+    def _is_used_up(self) -> bool:
+        budget = self.settings.budget
+        return bool(budget) and self._run.state.browser_seconds(time.time()) >= budget * 60
 
     def _give(self, session: Session, test: str) -> None:
         record = session.record
@@ -193,6 +215,7 @@ class Owner:
         """Record, create, record: a creation that has its turn."""
         limits, run, api = self.limits, self._run, self._api
         try:
+            self._check_budget(test)
             config = with_tags(config, [TAG, run_tag(self.settings.run_id), new_tag(nonce)])
             if self.settings.recording != "off":
                 config = merge({"session": {"recording": {"active": True}}}, config)
@@ -253,6 +276,8 @@ class Owner:
         self._prefetch.plan(current, upcoming)
 
     def _create_ahead(self, wanted: Wanted) -> Session | None:
+        if self._is_used_up:
+            return None
         nonce = new_nonce(self._run.folder.name)
         began = self.limits.try_admit_ahead(nonce)
         if began is None:

@@ -20,6 +20,7 @@ from ..settings import (
     check_choice,
     check_hosts,
     check_max_sessions,
+    check_minutes,
     check_number,
     check_run_id,
     check_seconds,
@@ -153,6 +154,12 @@ OPTIONS = {
         "the names by which they reach it, separated by commas",
         FORWARDED_HOSTS,
         check=check_hosts,
+    ),
+    "budget": Option(
+        "MINUTES",
+        "minutes of browser, over all sessions, after which the run creates no further one",
+        default_help="as many as it takes",
+        check=check_minutes,
     ),
     "screenshot": Option(
         "on|off|only-on-failure",

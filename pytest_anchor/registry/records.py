@@ -156,6 +156,11 @@ class Record:
         self.ended_at = self.ended_at or moment
         self.state, self.error = "ended", None
 
+    def browser_seconds(self, now: float) -> float:
+        """For how long its browser has run until *now*, in seconds since the epoch; 0 if it is not known."""
+        until = now if self.open else self.ended_at
+        return 0.0 if self.created_at is None or until is None else max(until - self.created_at, 0.0)
+
     @property
     def open(self) -> bool:
         """Whether a session is known that has not been confirmed to be over."""
@@ -193,6 +198,13 @@ class State:
     def settled(self) -> bool:
         """Whether nothing can be running, by this record."""
         return not (self.unreadable or any(record.open or record.unresolved for record in self.records.values()))
+
+    def browser_seconds(self, now: float) -> float:
+        """For how long browsers have run, all together.
+
+        :param now: in seconds since the epoch, for those that run still.
+        """
+        return sum(record.browser_seconds(now) for record in list(self.records.values()))
 
     def apply(self, line: dict[str, Any]) -> None:
         """Take one event in."""

@@ -52,6 +52,8 @@ class Report:
         self.interrupted = False  # whether it was cut short
         self.log: Path | None = None  # where the reaper that goes on writes what it does
         self.recovered: list[Recovery] = []  # what became of earlier runs
+        self.credits: float | None = None  # that its sessions have used, if the API tells
+        self.refused = 0  # creations, as the budget was used up
         self.remarks: list[tuple[str, bool]] = []  # on evidence, and whether any is missing
 
     @property
@@ -137,6 +139,8 @@ class Report:
     def _troubles(self) -> Iterator[Line]:
         if retried := sum(record.retried > 0 for record in self.state.records.values()):
             yield Line(f"{_count(retried, 'creation')} retried")
+        if self.refused:
+            yield Line(f"{_count(self.refused, 'creation')} refused: the run has used up its --anchor-budget", YELLOW)
         waits = list(self.state.waits.values())
         for seconds, what in (
             ([wait.rate for wait in waits if wait.rate], "the plan's rate limit"),
@@ -177,7 +181,19 @@ class Report:
             parts.append(f"{len(self.leaked)} leaked")
         if self.unresolved:
             parts.append(f"{len(self.unresolved)} unresolved")
-        return f"{_count(len(self.created), 'session')} created" + (f": {', '.join(parts)}" if parts else "")
+        created = f"{_count(len(self.created), 'session')} created" + (f": {', '.join(parts)}" if parts else "")
+        return f"{created}{self._cost()}"
+
+    @property
+    def minutes(self) -> int:
+        """For how long browsers have run."""
+        return round(self.state.browser_seconds(time.time()) / 60)
+
+    def _cost(self) -> str:
+        minutes = self.minutes
+        if not minutes:
+            return ""
+        return f"; {minutes} min of browser" + ("" if self.credits is None else f", {self.credits:.4g} credits")
 
 
 def _describe_end(record: Record) -> str:

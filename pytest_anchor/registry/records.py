@@ -107,31 +107,31 @@ class Record:
 
         :raises ValueError: it is not an event; so do TypeError, KeyError, AttributeError and OverflowError say.
         """
-        moment = _moment(fields["time"]) if "time" in fields else None
         if event == "intent":
             self.owner, self.test = str(fields["owner"]), str(fields["test"])
             self.base_url, self.fingerprint = str(fields["base_url"]), str(fields["fingerprint"])
             self.run_id, self.folder_inode = str(fields["run_id"]), int(fields["folder_inode"])
-            self.time = self.begun_at = _moment(fields["time"])
+            self.time = float(fields["time"])
+            self.begun_at = self.time if 0 <= self.time <= LATEST else None
             self.ahead, self.retried = bool(fields.get("ahead", False)), _count(fields.get("retried", 0))
         elif event == "taken":
             self.test, self.ahead = str(fields["test"]), False
         elif event == "created":
             if not (is_session_id(fields["id"]) and fields["signature"].isascii()):
                 raise ValueError(event)
-            self.created_at = self.created_at or moment
+            self.created_at = self.created_at or _time_of(fields)
             self.id, self.signature = fields["id"], fields["signature"]
             if self.state != "ended":  # another process was faster
                 self.state, self.error = "open", None
         elif event == "refused":
             self.state = event
         elif event == "lost":
-            self.error, self.time = _error_fields(fields["error"]), _moment(fields["time"])
+            self.error, self.time = _error_fields(fields["error"]), float(fields["time"])
             self.state = event
         elif event in ABOUT_TESTS:
             self._apply_test(event, fields)
         elif event in ("failed", "ended"):
-            self._apply_attempt(event, fields, moment)
+            self._apply_attempt(event, fields)
         else:
             raise ValueError(event)
 
@@ -145,7 +145,7 @@ class Record:
         kept = Kept(fields["kind"], str(fields["path"]), str(fields["test"]))
         self.evidence[kept.path] = kept
 
-    def _apply_attempt(self, event: str, fields: dict[str, Any], moment: float | None) -> None:
+    def _apply_attempt(self, event: str, fields: dict[str, Any]) -> None:
         if self.end_begun_at is None and "began" in fields:
             self.end_begun_at = _moment(fields["began"])
         if event == "failed":
@@ -153,7 +153,7 @@ class Record:
             return
         self.ended_by, self.already = str(fields["ended_by"]), bool(fields["already"])
         self.note = str(fields.get("note", ""))
-        self.ended_at = self.ended_at or moment
+        self.ended_at = self.ended_at or _time_of(fields)
         self.state, self.error = "ended", None
 
     def browser_seconds(self, now: float) -> float:
@@ -212,7 +212,7 @@ class State:
         if not nonce.isascii():
             raise ValueError(nonce)
         if line["event"] == "waited":
-            wait = Wait(float(line["rate"]), float(line["slot"]), _moment(line["time"]) if "time" in line else None)
+            wait = Wait(float(line["rate"]), float(line["slot"]), _time_of(line))
             if not all(0 <= seconds <= MOST for seconds in wait[:2]):
                 raise ValueError(wait)
             self.waits[nonce] = wait
@@ -236,6 +236,10 @@ def _moment(value: Any) -> float:
     if not 0 <= (moment := float(value)) <= LATEST:
         raise ValueError(value)
     return moment
+
+
+def _time_of(fields: dict[str, Any]) -> float | None:
+    return _moment(fields["time"]) if "time" in fields else None
 
 
 def _tested(fields: dict[str, Any]) -> Tested:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from .errors import AnchorConfigError
 from .settings import KEYWORDS
 
-IDLE_TIMEOUT, MAX_DURATION = 5.0, 20.0  # minutes; Anchor's defaults for a session's timeouts
+IDLE_TIMEOUT, MAX_DURATION = 5, 20  # minutes; Anchor's defaults for a session's timeouts
 
 
 class Wanted(NamedTuple):

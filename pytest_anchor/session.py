@@ -25,7 +25,7 @@ class _Life:
     def __init__(self, nonce: str) -> None:
         self.nonce = nonce
         self.is_over = False
-        self.is_ending = False  # in the background
+        self.is_ending = False  # in the background, or once it has been kept open for a while
         self.is_tests = True  # whether the test that runs has created or taken it
         self.ended_by_itself = False  # as it turned out when it was to be ended
 
@@ -138,6 +138,8 @@ class AnchorSession:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         __tracebackhide__ = True
+        if error is not None and self._client.settings.keep:
+            return  # the test may fail of it: teardown knows, and ends the session or leaves it open
         try:
             self.end()
         except AnchorError:
@@ -151,6 +153,8 @@ class AnchorSession:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         __tracebackhide__ = True
+        if error is not None and self._client.settings.keep:
+            return
         try:
             await self.aend()
         except AnchorError:
@@ -308,6 +312,7 @@ def _end(client: Client, lives: list[_Life], *, ended_by: str, timeout: float) -
     )
     failures = {life: rebuild(answer["failures"][life.nonce]) for life in lives if life.nonce in answer["failures"]}
     for life in lives:
-        life.is_over = life not in failures
+        life.is_ending = life.nonce in answer["kept"]
+        life.is_over = life not in failures and not life.is_ending
         life.ended_by_itself = life.nonce in answer["already"]
     return failures

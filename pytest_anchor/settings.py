@@ -21,6 +21,7 @@ REGISTRY_NAME = ".pytest_anchor"
 SWEEP_TIMEOUT = 60  # seconds
 SWEEP_AT_ONCE = 16  # sessions that a sweep ends at the same time
 KEYWORDS = ("session", "browser", "integrations", "identities")  # of a creation, as in POST /v1/sessions
+DAY = 86400.0  # seconds
 MAX_RUN_ID = 100  # characters
 MAX_OWNER = 60  # characters
 HAS_SOCKETS = os.name == "posix"
@@ -62,6 +63,8 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     :param forward: ``auto``, ``on`` or ``off``; see :attr:`forwarded_hosts`.
     :param forward_hosts: the names by which sessions' browsers reach the test machine, with commas between them.
     :param budget: minutes of browser after which the run creates no session, 0 for any number.
+    :param keep: whether the sessions of failed tests stay open for a while.
+    :param keep_for: seconds.
     :param screenshot: ``on``, ``off`` or ``only-on-failure``.
     :param recording: ``on``, ``off`` or ``retain-on-failure``.
     :param output: the folder for screenshots and the like, absolute; ``""`` for none.
@@ -91,6 +94,8 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     forward: str
     forward_hosts: str
     budget: float
+    keep: bool
+    keep_for: float
     screenshot: str
     recording: str
     output: str = ""
@@ -297,6 +302,18 @@ def check_seconds(name: str, value: str) -> float:
         seconds = 0.0
     if not 0 < seconds < 1e6:
         raise AnchorConfigError(f"{name} takes a number of seconds above 0, not {value!r}")
+    return seconds
+
+
+def check_span(name: str, value: str) -> float:
+    """Return the seconds that *value* means, a day at most.
+
+    :raises AnchorConfigError: it means none.
+    """
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([smh])", value)
+    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if not 0 < seconds <= DAY:
+        raise AnchorConfigError(f"{name} takes a time such as 90s, 15m or 1h, up to 24h, not {printable(value)!r}")
     return seconds
 
 

@@ -155,6 +155,7 @@ GARBAGE = [
     *(journal_line(TESTED, **{name: None}) for name in TESTED),
     *(journal_line(TESTED, outcome=one) for one in ("great", ["passed"], 7)),
     journal_line(TESTED, ended=0.5),
+    *(journal_line({**ENDED, "event": "kept"}, until=when) for when in [None, *NO_MOMENTS]),
     *(journal_line(KEPT, **{name: None}) for name in KEPT),
     *(journal_line(KEPT, kind=one) for one in ("film", ["screenshot"], 7)),
     journal_line(TESTED, rerun=-1),

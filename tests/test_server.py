@@ -51,7 +51,7 @@ def test_a_process_of_the_run_is_served(server, served):
     assert answer["cdp_url"].startswith("ws://")
     assert abs(answer["created"] - time.time()) < 30
     assert peer.ask(verb="end", nonces=[answer["nonce"]], ended_by="test", timeout=5) == (
-        {"failures": {}, "already": []},
+        {"failures": {}, "already": [], "kept": []},
         [],
     )
     assert server.alive == []
@@ -207,7 +207,7 @@ def test_what_is_confirmed_outlives_its_connection(server, served):
 def test_other_answers_need_no_confirmation(served):
     peer = served.connect()
     for _ in range(3):
-        assert peer.ask(verb="end", nonces=["x"], ended_by="test", timeout=1) == ({"failures": {}, "already": []}, [])
+        assert peer.ask(verb="end", nonces=["x"], ended_by="test", timeout=1) == ({"failures": {}, "already": [], "kept": []}, [])
     assert "error" in peer.create(config=7)  # nor does a creation that failed
     assert "id" in peer.create()
 
@@ -431,7 +431,7 @@ def test_a_sweep_that_nobody_waits_for_any_more_goes_no_further(server, served, 
 def test_a_session_of_another_process_is_ended_by_its_nonce(server, served):
     one = served.connect("gw0").create()
     answer, _ = served.connect().ask(verb="end", nonces=[one["nonce"]], ended_by="test", timeout=5)
-    assert answer == {"failures": {}, "already": []}
+    assert answer == {"failures": {}, "already": [], "kept": []}
     assert server.alive == []
 
 

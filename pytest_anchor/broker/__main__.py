@@ -42,6 +42,7 @@ def main() -> None:
     listener = socket.socket(fileno=LISTENER)
     try:
         server = Server(settings, listener, start["generation"], start["identity"])
+        signal.signal(signal.SIGTERM, lambda *_: server.hurry())
         server.serve(Process(settings.owner, start["pid"]))
     except BaseException:  # noqa: BLE001 - into its log; a process that lingers would hold the run's lock
         traceback.print_exc()

@@ -21,6 +21,7 @@ from ..settings import check_key
 from ..tags import run_tag
 from .evidence import Evidence
 from .forwarding import Forwarding
+from .keeper import Keeper
 from .observers import CrashSweep, LastSweep
 from .owner import Owner, Session
 from .processes import Process, Processes
@@ -67,6 +68,7 @@ class Broker:
         self._recovery: threading.Thread | None = None
         self._recovered: list[Recovery] = []
         self._evidence: Evidence | None = None
+        self._keeper = Keeper(settings.keep_for)
         self._over = threading.Event()  # no session is created any more
         self._is_leaving = False
         self._has_listed = False  # whether the API's list was read after that
@@ -205,6 +207,7 @@ class Broker:
                     api,
                     self._cap or 0,
                     lives=self.processes.lives,
+                    keeper=self._keeper,
                     find_lost=lambda nonce: self._start_crash_sweep({nonce}, LOST_GRACE, owner),
                 )
                 if self._over.is_set() or process not in self.processes.living:
@@ -244,6 +247,15 @@ class Broker:
             left = max(deadline - time.monotonic(), 0.0)
             failures |= owner.end(mine, ended_by=ended_by, timeout=left)
         return failures
+
+    def keep(self, nonces: Iterable[str]) -> None:
+        """Have sessions stay open, when they would be ended, for a person to look at."""
+        for owner, mine in self._by_owner(nonces):
+            owner.keep(mine)
+
+    def hurry(self) -> None:
+        """End at once what is kept open; may be called by a handler of signals."""
+        self._keeper.hurry()
 
     def end_later(self, nonces: Iterable[str]) -> None:
         """End sessions in the background; what cannot be ended stays recorded."""
@@ -379,6 +391,11 @@ class Broker:
             problem = error
         report = Report(state, self.settings.folder)
         report.problem = problem
+        report.kept = {
+            nonce: (kept.until, kept.session.live_view_url)
+            for nonce, kept in self._keeper.kept.items()
+            if not kept.session.ended
+        }
         report.refused = sum(owner.refused for owner in self._owners.values())
         report.recovered = list(self._recovered)
         report.remarks = list(self._evidence.lines()) if self._evidence is not None else []
@@ -424,7 +441,7 @@ class Broker:
             ends_unrecorded=True,
         )
         problem = sweep_run(
-            SweepTarget(api, run, settings.run_id),
+            SweepTarget(api, run, settings.run_id, kept=self._keeper.kept),
             policy,
             timeout=max(deadline - time.monotonic(), settings.sweep_timeout / 2),
             observer=observer,
@@ -436,6 +453,8 @@ class Broker:
 
     def _end_run(self) -> None:
         """Reap what is left once no process of the run is, and leave."""
+        had_kept = bool(self._keeper.kept)
+        self._keeper.wait(lambda: not self.processes.living)  # meanwhile, other runs see that this one lives
         with self._sweeping:
             if self._run is not None and self._reaps and not self.processes.living:
                 reaper = Reaper(self._run, self.settings, self.processes, self.release_slots)
@@ -444,6 +463,10 @@ class Broker:
                 except Exception as error:  # noqa: BLE001 - the next run goes on
                     text = f"an unexpected error, please report it: {error!r}"
                     reaper.log(redact(text, self.settings.api_key or "\0"))
+            elif had_kept and self._run is not None and not self.processes.living:
+                with suppress(AnchorError):
+                    if self._has_listed and self._run.read().settled:
+                        self._run.remove()
             with self._lock:  # a process connects before this, and keeps the broker, or after it, and finds it gone
                 if not self.processes.living:
                     self._over.set()

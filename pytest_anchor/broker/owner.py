@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextlib import suppress
@@ -15,7 +16,7 @@ from ..budget.file_store import FileStore
 from ..budget.holders import SlotHolders
 from ..cleanup.ending import END_TIMEOUT, end_sessions
 from ..cleanup.policy import SweepPolicy
-from ..configuration import merge, with_tags
+from ..configuration import IDLE_TIMEOUT, MAX_DURATION, merge, with_tags
 from ..errors import (
     AnchorAPIError,
     AnchorError,
@@ -25,6 +26,7 @@ from ..errors import (
     printable,
 )
 from ..tags import TAG, new_nonce, new_tag, run_tag
+from .keeper import Keeper
 from .prefetch import Prefetch
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ class Session:
     cdp_url: str = field(repr=False)
     live_view_url: str = field(repr=False)
     created: float
+    keep: bool = False  # whether it is to stay open when it would be ended, as its test has failed
+    kept_until: float = 0.0  # in seconds since the epoch
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)  # two that end it, end it once
 
     @property
@@ -92,6 +96,7 @@ class Owner:
 
     :param name: ``main``, or an xdist worker's ``gw0``, ``gw1``…
     :param lives: whether the process of the run with a given name lives.
+    :param keeper: keeps the sessions of failed tests open for a while.
     :param find_lost: starts the search for the session of a creation, by its nonce, whose answer was lost.
     """
 
@@ -105,12 +110,14 @@ class Owner:
         *,
         lives: Callable[[str], bool] = lambda _name: True,
         find_lost: Callable[[str], object] = lambda _nonce: None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.name = name
         self.settings = settings
         self._run = run
         self._api = api
         self._find_lost = find_lost
+        self._keeper = keeper or Keeper(settings.keep_for)
         self.limits = Limits(
             FileStore(run.folder if settings.local else run.folder.parent, api.account, run.folder.name, name),
             SlotHolders(run.folder, name, api.base_url, lives),
@@ -135,6 +142,18 @@ class Owner:
             self._give(session, request.test)
             return session
         return self._create_in_turn(config, request)
+
+    @property
+    def _own_defaults(self) -> dict[str, Any]:
+        """What sessions need for what the run is to leave of them, unless they say otherwise."""
+        session: dict[str, Any] = {}
+        if self.settings.recording != "off":
+            session["recording"] = {"active": True}
+        if self.settings.keep:
+            minutes = math.ceil(self.settings.keep_for / 60)
+            idle = max(IDLE_TIMEOUT, minutes)
+            session["timeout"] = {"idle_timeout": idle, "max_duration": MAX_DURATION + minutes}
+        return {"session": session} if session else {}
 
     def _check_budget(self, test: str) -> None:
         if self._is_used_up:
@@ -217,8 +236,7 @@ class Owner:
         try:
             self._check_budget(test)
             config = with_tags(config, [TAG, run_tag(self.settings.run_id), new_tag(nonce)])
-            if self.settings.recording != "off":
-                config = merge({"session": {"recording": {"active": True}}}, config)
+            config = merge(self._own_defaults, config)
             intent = {
                 "owner": self.name,
                 "test": test,
@@ -299,6 +317,7 @@ class Owner:
             return {} if sessions[0].ended else self._end(sessions, ended_by, timeout)
 
     def _end(self, sessions: list[Session], ended_by: str, timeout: float) -> dict[str, AnchorAPIError]:
+        sessions = [session for session in sessions if not self._is_kept(session)]
         failures = end_sessions(
             self._api,
             self._run,
@@ -311,6 +330,29 @@ class Owner:
             self.limits.mark_slots(failures, "ending")
             self._retry_later([session for session in sessions if session.record.nonce in failures])
         return failures
+
+    def keep(self, nonces: Iterable[str]) -> None:
+        """Have sessions stay open, when they would be ended, for a person to look at."""
+        for nonce in nonces:
+            if (session := self.sessions.get(nonce)) is not None:
+                session.keep = True
+
+    def _is_kept(self, session: Session) -> bool:
+        if not session.keep or session.ended:
+            return False
+        if not session.kept_until:
+            nonce = session.record.nonce
+            session.kept_until = self._keeper.keep(self, session)
+            self.limits.mark_slots([nonce], "kept")
+            with suppress(AnchorRegistryError):
+                self._run.append("kept", nonce, until=session.kept_until)
+        return True
+
+    def end_kept(self, session: Session, timeout: float) -> dict[str, AnchorAPIError]:
+        """End a session that was kept, and return the failure."""
+        session.keep = False
+        with session.lock:
+            return {} if session.ended else self._end([session], "keeper", timeout)
 
     def release_slots(self, nonces: Sequence[str]) -> None:
         """Release the slots of sessions that are over."""
@@ -356,7 +398,8 @@ class Owner:
     def left(self) -> set[str]:
         """The nonces of the sessions that may still run."""
         with self._lock:
-            return self.sessions.keys() | self._unconfirmed_creates
+            kept = {nonce for nonce, session in self.sessions.items() if session.kept_until}
+            return (self.sessions.keys() - kept) | self._unconfirmed_creates
 
     def stop(self) -> None:
         """Begin nothing more."""

@@ -75,6 +75,10 @@ class Server:
             with suppress(OSError):
                 _remove(*os.path.split(self._folder))
 
+    def hurry(self) -> None:
+        """End at once what is kept open for a person to look at."""
+        self._broker.hurry()
+
     @property
     def _is_reachable(self) -> bool:
         """Whether a process can find this broker.
@@ -254,6 +258,7 @@ def _end(broker: Broker, _process: Process, _peer: Connection, message: dict[str
     return {
         "failures": {nonce: fields_of(error) for nonce, error in failures.items()},
         "already": [session.record.nonce for session in sessions if session.record.already],
+        "kept": [session.record.nonce for session in sessions if session.kept_until],
     }
 
 
@@ -265,6 +270,11 @@ def _end_later(broker: Broker, _process: Process, _peer: Connection, message: di
 def _tested(broker: Broker, _process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
     fields = {name: message[name] for name in ("test", "outcome", "rerun")}
     broker.record_test(message["nonces"], seconds=message["seconds"], **fields)
+    return {}
+
+
+def _keep(broker: Broker, _process: Process, _peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
+    broker.keep(message["nonces"])
     return {}
 
 
@@ -336,6 +346,7 @@ VERBS: dict[str, Callable[[Broker, Process, Connection, dict[str, Any]], dict[st
     "end": _end,
     "end later": _end_later,
     "tested": _tested,
+    "keep": _keep,
     "screenshots": _screenshots,
     "plan": _plan,
     "finish": _finish,

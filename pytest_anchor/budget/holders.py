@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
     from .state import Slot
 
-_USES = {"": "", "ahead": " for the next tests", "ending": ", which could not be ended so far"}
+_USES = {
+    "": "",
+    "kept": " for a person to look at",
+    "ahead": " for the next tests",
+    "ending": ", which could not be ended so far",
+}
 
 
 class SlotHolders:

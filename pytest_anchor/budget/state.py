@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 MAX_WINDOW = 86_400.0  # seconds
-SLOT_USES = ("", "ahead", "ending")
+SLOT_USES = ("", "ahead", "ending", "kept")
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
 
@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
 class Slot(NamedTuple):
     """A session that counts under the cap.
 
-    :param use: ``""``, or why no test needs to end it before it is free: ``ahead`` or ``ending``.
+    :param use: ``""``, or why no test needs to end it before it is free: ``ahead``, ``ending`` or ``kept``.
     """
 
     run: str

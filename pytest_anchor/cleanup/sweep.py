@@ -30,16 +30,18 @@ class SweepTarget:
 
     :param run_id: the run's name in its sessions' tags.
     :param nonces: the creations that it is about, ``None`` for all of the run's.
+    :param kept: those that it leaves alone, as they are kept open.
     """
 
     api: AnchorAPI
     run: Run
     run_id: str
     nonces: Collection[str] | None = None
+    kept: Collection[str] = ()
 
     def includes(self, nonce: str) -> bool:
         """Whether it is about this creation, which is on record."""
-        return self.nonces is None or nonce in self.nonces
+        return nonce not in self.kept and (self.nonces is None or nonce in self.nonces)
 
     def read(self) -> list[Record]:
         """The records that it is about, as all processes have left them."""

@@ -61,6 +61,7 @@ class Evidence:
         sessions = self._outcomes.sessions(item)
         if not sessions or self._plugin.client.is_stuck:
             return
+        self._keep(sessions, report)
         shots = self._take(item, [session for session in sessions if session.is_open])
         lines: list[str] = []
         for number, session in enumerate(sessions, 1):
@@ -74,6 +75,24 @@ class Evidence:
         for shot in (one for found in shots.values() for one in found):
             if shot["content"]:
                 self._add_image(report, shot["content"])
+
+    def _keep(self, sessions: list[AnchorSession], report: pytest.TestReport) -> None:
+        """Have a failed test's sessions stay open when they would be ended."""
+        open_ones = [session.nonce for session in sessions if session.is_open]
+        if self._plugin.client.settings.keep and report.failed and open_ones:
+            with suppress(AnchorError):  # then they are ended
+                self._plugin.client.request("keep", timeout=TIMEOUT, slack=SLACK, again=True, nonces=open_ones)
+
+    def pytest_enter_pdb(self) -> None:
+        """Show where a person can look at the sessions of the test, which live until the debugger is left."""
+        item, reporter = self._plugin.item, self._plugin.config.pluginmanager.get_plugin("terminalreporter")
+        if item is None or reporter is None:
+            return
+        for session in self._outcomes.sessions(item):
+            if session.is_open and session.live_view_url:
+                key = self._plugin.secret
+                url = redact(session.live_view_url, key) if key else session.live_view_url
+                reporter.write_line(f"anchor: the live view of the test's session: {url}")
 
     def _take(self, item: pytest.Item, sessions: list[AnchorSession]) -> dict[str, list[dict[str, str]]]:
         """The screenshots of some sessions, or why there is none, by nonce."""

@@ -24,6 +24,7 @@ from ..settings import (
     check_number,
     check_run_id,
     check_seconds,
+    check_span,
     ci_run_id,
     key_from_environment,
     new_invocation,
@@ -161,6 +162,19 @@ OPTIONS = {
         default_help="as many as it takes",
         check=check_minutes,
     ),
+    "keep": Option(
+        "off|failed",
+        "whether the sessions of tests that fail stay open for a while, for a person to look at: off or failed; where "
+        "CI is set, only the command line counts",
+        "off",
+        check=lambda name, value: check_choice(name, value, ("off", "failed")) == "failed",
+    ),
+    "keep_for": Option(
+        "TIME",
+        "how long: a number with s, m or h",
+        "15m",
+        check=check_span,
+    ),
     "screenshot": Option(
         "on|off|only-on-failure",
         "whether a screenshot is taken of the sessions of a test: of each test, of none, or of one that fails",
@@ -243,6 +257,8 @@ def read_settings(config: pytest.Config) -> Settings:
 def _text(config: pytest.Config, name: str, option: Option, invocation: str) -> str:
     given = config.getoption(f"anchor_{name}") or (option.variable and os.environ.get(option.variable))
     default = ci_run_id() or invocation if name == "run_id" else option.default
+    if name == "keep" and os.environ.get("CI"):  # it costs money, and nobody is there to look
+        return str(given or default)
     return str(given or config.getini(f"anchor_{name}") or default)
 
 

@@ -15,6 +15,7 @@ the epoch, by the broker's clock; earlier versions gave that to the first two be
              ``rerun`` it ran, 0 for the first time
 ``evidence`` something to look at was kept of it: the ``kind``, its ``path``, and the ``test`` that it shows
 ``failed``   an attempt to end it did not succeed: ``error``, and when the attempt ``began``
+``kept``     its test has failed, and it stays open for a person to look at: ``until`` when
 ``ended``    it is over: ``ended_by``, ``already``, ``note``, and when the attempt ``began`` that confirmed it
 ``waited``   a creation had to wait for the plan's limits until ``time``: seconds for its ``rate``, and for a free
              ``slot``
@@ -91,6 +92,7 @@ class Record:
     begun_at: float | None = None
     created_at: float | None = None
     end_begun_at: float | None = None
+    kept_until: float | None = None
     ended_at: float | None = None
     tests: dict[str, Tested] = field(default_factory=dict)
     evidence: dict[str, Kept] = field(default_factory=dict)  # by path
@@ -130,8 +132,8 @@ class Record:
             self.state = event
         elif event in ABOUT_TESTS:
             self._apply_test(event, fields)
-        elif event in ("failed", "ended"):
-            self._apply_attempt(event, fields)
+        elif event in ("kept", "failed", "ended"):
+            self._apply_end(event, fields)
         else:
             raise ValueError(event)
 
@@ -145,7 +147,10 @@ class Record:
         kept = Kept(fields["kind"], str(fields["path"]), str(fields["test"]))
         self.evidence[kept.path] = kept
 
-    def _apply_attempt(self, event: str, fields: dict[str, Any]) -> None:
+    def _apply_end(self, event: str, fields: dict[str, Any]) -> None:
+        if event == "kept":
+            self.kept_until = _moment(fields["until"])
+            return
         if self.end_begun_at is None and "began" in fields:
             self.end_begun_at = _moment(fields["began"])
         if event == "failed":

@@ -27,6 +27,7 @@ _ENDED_BY = {
     "sweep": "by the sweep",
     "reaper": "by the reaper",
     "recovery": "by a later run",
+    "keeper": "kept for a while",
 }
 _UNUSED = "prefetched, unused"
 
@@ -52,6 +53,7 @@ class Report:
         self.interrupted = False  # whether it was cut short
         self.log: Path | None = None  # where the reaper that goes on writes what it does
         self.recovered: list[Recovery] = []  # what became of earlier runs
+        self.kept: dict[str, tuple[float, str]] = {}  # until when, and the live view, by nonce
         self.credits: float | None = None  # that its sessions have used, if the API tells
         self.refused = 0  # creations, as the budget was used up
         self.remarks: list[tuple[str, bool]] = []  # on evidence, and whether any is missing
@@ -64,7 +66,7 @@ class Report:
     @property
     def leaked(self) -> list[Record]:
         """Sessions that could not be confirmed to be over."""
-        return [record for record in self.created if record.open]
+        return [record for record in self.created if record.open and record.nonce not in self.kept]
 
     @property
     def unresolved(self) -> list[Record]:
@@ -83,7 +85,7 @@ class Report:
     @property
     def settled(self) -> bool:
         """Whether the record is of no further use."""
-        return not (self.failed or self.unresolved)
+        return not (self.failed or self.unresolved or self.kept)
 
     def __bool__(self) -> bool:
         state = self.state
@@ -119,6 +121,7 @@ class Report:
         for record in self.unresolved[:SHOWN]:
             yield Line(f"UNRESOLVED {title(record)}", YELLOW)
             yield Line(f"  no answer told its id, and the API lists no such session: {why(record)}")
+        yield from self._kept_lines()
         noted = [record for record in self.created if record.note]
         for record in noted[:SHOWN]:
             note = printable(record.note)
@@ -135,6 +138,18 @@ class Report:
             yield Line(remark, YELLOW if is_trouble else {})
         for recovery in self.recovered:
             yield from _recovery_lines(recovery)
+
+    def _kept_lines(self) -> Iterator[Line]:
+        kept = [record for record in self.created if record.nonce in self.kept]
+        for record in kept[:SHOWN]:
+            until, live_view = self.kept[record.nonce]
+            clock = time.strftime("%H:%M:%S", time.localtime(until))
+            yield Line(f"KEPT {title(record)}, until {clock}, which is in {span(until - time.time())}", YELLOW)
+            if live_view:
+                yield Line(f"  look at it: {printable(live_view, 1000)}")
+            yield Line(f"  end it now: {end_command(record)}")
+        if len(kept) > SHOWN:
+            yield Line(f"KEPT {len(kept) - SHOWN} more", YELLOW)
 
     def _troubles(self) -> Iterator[Line]:
         if retried := sum(record.retried > 0 for record in self.state.records.values()):
@@ -157,7 +172,7 @@ class Report:
             yield Line("the sweep was interrupted before it was done", {"red": True})
         if self.problem is not None:
             yield Line(f"the sweep is incomplete: {self.problem}", YELLOW)
-        if not self.settled:
+        if self.failed or self.unresolved:
             more = max(len(self.leaked), len(self.unresolved)) > SHOWN
             yield Line(f"{'all of them are' if more else 'this is'} on record in {self.folder}")
             if self.log is not None:
@@ -172,11 +187,14 @@ class Report:
 
     def _counts(self) -> str:
         ended = Counter(map(_describe_end, (record for record in self.created if not record.open)))
+        kept = sum(record.nonce in self.kept for record in self.created)
         parts = [
             f"{ended[words]} {words}"
             for words in (*_ENDED_BY.values(), "already over", _UNUSED, "ended")
             if ended[words]
         ]
+        if kept:
+            parts.append(f"{kept} kept")
         if self.leaked:
             parts.append(f"{len(self.leaked)} leaked")
         if self.unresolved:

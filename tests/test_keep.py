@@ -1,0 +1,218 @@
+"""Sessions of failed tests that stay open for a person to look at."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fault_server as faults
+import pytest
+from fault_server import FaultServer
+from real_runs import Run, Suite, environment, until
+
+from pytest_anchor.broker import keeper as keeper_module
+from pytest_anchor.broker.keeper import Keeper
+from pytest_anchor.broker.owner import Owner, Request
+from pytest_anchor.errors import AnchorConfigError
+from pytest_anchor.registry.journal import Run as Journal
+from pytest_anchor.registry.locks import is_live
+from pytest_anchor.settings import check_span
+
+FAILS = """
+def test_fails(anchor_session): anchor_session(); assert False
+def test_passes(anchor_session): anchor_session()
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path, server: FaultServer, request: pytest.FixtureRequest) -> Iterator[Suite]:
+    suite = Suite(tmp_path, server, request)
+    suite.write(FAILS)
+    yield suite
+    for pid in suite.processes:  # a broker that keeps something
+        os.kill(pid, signal.SIGTERM)
+    suite.wait_for_quiet()
+    suite.kill_leftovers()
+
+
+def run_here(suite: Suite, *args: str) -> Run:
+    """A run in this process, whose broker is not waited for."""
+    suite.wait_for_broker = lambda _others: None
+    return suite.run_here(*args)
+
+
+def test_a_session_is_kept_and_ends_by_itself(suite: Suite, server: FaultServer):
+    before = time.monotonic()
+    run = run_here(suite, "--anchor-keep=failed", "--anchor-keep-for=2.5s")
+    (kept,) = run.alive
+    assert run.status == 1
+    assert "2 sessions created: 1 at teardown, 1 kept" in run.section
+    assert re.search(rf"KEPT {kept} of test_it.py::test_fails, until \d\d:\d\d:\d\d, which is in [12] s\n", run.section)
+    assert f"  look at it: {server.url}/live/{kept}\n" in run.section
+    assert f"  end it now: python -m pytest_anchor end --base-url {server.url} {kept}\n" in run.section
+    assert "LEAKED" not in run.section
+    assert "on record" not in run.section
+    suite.wait_for_quiet()
+    assert time.monotonic() - before > 2.5
+    assert suite.alive == []
+    assert suite.runs == []  # nothing is left on record
+
+
+def test_it_is_neither_a_leak_nor_a_dead_runs(suite: Suite):
+    first = run_here(suite, "--anchor-keep=failed", "--anchor-keep-for=1h")
+    (kept,) = first.alive
+    (folder,), (broker,) = suite.runs, suite.processes
+    second = run_here(suite, "-k", "passes")
+    assert second.section == "1 session created: 1 at teardown\n"
+    assert second.alive == [kept]
+    assert is_live(folder)
+    os.kill(broker, signal.SIGTERM)
+    os.kill(broker, signal.SIGTERM)
+    suite.wait_for_quiet()
+    assert suite.alive == []
+
+
+def test_a_broker_that_is_killed_leaves_it_to_the_next_run(suite: Suite):
+    first = run_here(suite, "--anchor-keep=failed")
+    assert len(first.alive) == 1
+    (broker,) = suite.processes
+    os.kill(broker, signal.SIGKILL)
+    until(lambda: not suite.processes)
+    second = run_here(suite, "-k", "passes")
+    assert "recovered 1 session of the run that died" in second.section
+    assert suite.alive == []
+
+
+def test_what_keeps_a_tests_session_from_its_end(suite: Suite, server: FaultServer):
+    suite.write("""
+import pytest
+
+@pytest.fixture
+def ends_itself(anchor_session):
+    session = anchor_session(browser={"headless": {"active": True}})
+    yield
+    session.end()
+
+def test_with(anchor_session):
+    with anchor_session():
+        assert False
+
+def test_expects(anchor_session):
+    with pytest.raises(ValueError), anchor_session():
+        raise ValueError
+
+def test_ends_itself(ends_itself): assert False
+def test_is_ended(anchor_session): anchor_session().end(); assert False
+@pytest.mark.xfail
+def test_xfails(anchor_session): anchor_session(); assert False
+def test_shared(session_anchor_session): session_anchor_session(); assert False
+def test_shares(session_anchor_session): pass
+""")
+    bodies = []
+    act = server._act
+    server._act = lambda method, path, query, body: bodies.append(body) or act(method, path, query, body)  # type: ignore[method-assign]
+    run = run_here(suite, "--anchor-keep=failed", "--anchor-keep-for=1h")
+    tests = re.findall(r"KEPT \S+ of test_it.py::test_(\w+),", run.section)
+    assert tests == ["with", "ends_itself", "shared"]
+    assert len(run.alive) == 3
+    created = [body["session"] for body in bodies if body]
+    assert all(one["timeout"] == {"idle_timeout": 60, "max_duration": 80} for one in created)
+
+
+def test_in_ci_only_the_command_line_counts(suite: Suite, monkeypatch: pytest.MonkeyPatch):
+    (suite.folder / "pytest.ini").write_text("[pytest]\nanchor_keep = failed\n")
+    env = {**os.environ, **suite.server.env, "CI": "1"}
+    assert suite.run_here(env=env).alive == []
+    env.pop("CI")
+    assert len(run_here(suite, "-o", "anchor_keep_for=1h").alive) == 1
+
+
+def test_the_debugger_shows_where_to_look(suite: Suite, server: FaultServer):
+    suite.write("def test_it(anchor_session): session = anchor_session(); assert False")
+    command = [sys.executable, "-m", "pytest", "-p", "pytest_anchor", "--pdb", "--anchor-reaper=off"]
+    asked = "print(f'{session.ended=}')\nq\n"
+    env = environment(**server.env)
+    done = subprocess.run(
+        command, input=asked, cwd=suite.folder, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    (session,) = set(server.sessions) - set(suite.strangers)
+    assert f"anchor: the live view of the test's session: {server.url}/live/{session}\n" in done.stdout
+    assert "session.ended=False" in done.stdout
+    assert "1 session created: 1 at teardown" in done.stdout
+    assert suite.alive == []
+
+
+# The keeper, without a run around it.
+
+
+@pytest.fixture
+def keeper(monkeypatch: pytest.MonkeyPatch) -> Keeper:
+    monkeypatch.setattr(keeper_module, "POLL_INTERVAL", 0.02)
+    monkeypatch.setattr(keeper_module, "END_AGAIN", 0.05)
+    return Keeper(0.4)
+
+
+def keep(owner: Owner, keeper: Keeper, test: str = "t") -> str:
+    """A kept session's id."""
+    owner._keeper = keeper
+    session = owner.create({}, Request(test))
+    owner.keep([session.record.nonce, "unknown"])
+    assert owner.end([session.record.nonce], ended_by="teardown", timeout=5) == {}
+    assert owner.end([session.record.nonce], ended_by="test", timeout=5) == {}
+    assert owner.left == set()
+    return str(session.record.id)
+
+
+def test_it_is_ended_when_its_time_is_over(owner: Owner, keeper: Keeper, server: FaultServer, run: Journal):
+    kept = keep(owner, keeper)
+    (record,) = run.read().records.values()
+    assert record.kept_until is not None
+    assert 0 < record.kept_until - time.time() <= 0.4
+    assert server.alive == [kept]
+    keeper.wait(lambda: True)
+    assert server.alive == []
+    assert (record.state, record.ended_by) == ("ended", "keeper")
+    assert keeper.kept == {}
+
+
+def test_it_is_ended_at_once_on_request(owner: Owner, server: FaultServer, keeper: Keeper):
+    keeper._seconds = 3600.0
+    kept = keep(owner, keeper)
+    assert server.alive == [kept]
+    keeper.hurry()
+    keeper.wait(lambda: True)
+    assert server.alive == []
+
+
+def test_it_makes_room_for_a_test_that_waits(make_owner: Callable[..., Owner], server: FaultServer, keeper: Keeper):
+    keeper._seconds = 3600.0
+    owner = make_owner(max_sessions=2)
+    first, second = keep(owner, keeper, "a"), keep(owner, keeper, "b")
+    assert server.alive == [first, second]
+    created = owner.create({}, Request("c", is_self_blocked=True))
+    assert server.alive == [second, created.record.id]
+    owner.end([created.record.nonce], ended_by="test", timeout=5)
+    keeper.hurry()
+    keeper.wait(lambda: True)
+
+
+def test_what_cannot_be_ended_is_tried_thrice(owner: Owner, server: FaultServer, keeper: Keeper):
+    server.fail_always("DELETE", faults.status(403))
+    kept = keep(owner, keeper)
+    keeper.wait(lambda: True)
+    assert server.alive == [kept]
+    assert server.count("DELETE") == keeper_module.ATTEMPTS
+    server.fail_always("DELETE", None)
+
+
+@pytest.mark.parametrize("value", ["", "0s", "15", "1d", "25h", "-1m", "x", "1e3s", "١m"])
+def test_a_time_has_a_unit(value: str):
+    with pytest.raises(AnchorConfigError, match="--anchor-keep-for takes a time such as 90s, 15m or 1h"):
+        check_span("--anchor-keep-for", value)
+    assert [check_span("x", text) for text in ("90s", "1.5m", "24h")] == [90, 90, 86400]

@@ -65,6 +65,7 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     :param budget: minutes of browser after which the run creates no session, 0 for any number.
     :param keep: whether the sessions of failed tests stay open for a while.
     :param keep_for: seconds.
+    :param mark_outcome: whether tests and their outcomes become tags of their sessions.
     :param screenshot: ``on``, ``off`` or ``only-on-failure``.
     :param recording: ``on``, ``off`` or ``retain-on-failure``.
     :param output: the folder for screenshots and the like, absolute; ``""`` for none.
@@ -96,6 +97,7 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     budget: float
     keep: bool
     keep_for: float
+    mark_outcome: bool
     screenshot: str
     recording: str
     output: str = ""

@@ -7,6 +7,7 @@ import re
 
 TAG = "pytest-anchor"
 _SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+MAX_TEXT = 80  # characters in a tag; a test's name is at the end of its id
 _NEW = f"{TAG}:new="
 
 
@@ -22,6 +23,12 @@ def is_session_id(value: object) -> bool:
 def run_tag(run_id: str) -> str:
     """The tag that every session of a run carries."""
     return f"{TAG}:run={run_id}"
+
+
+def named_tag(name: str, text: str) -> str:
+    """A tag for people who look at a session; of a *text* that is not plain, as much as is."""
+    plain = re.sub(r"[^A-Za-z0-9._:/=()\[\] -]+", "_", text)
+    return f"{TAG}:{name}={plain[-MAX_TEXT:]}"
 
 
 def new_nonce(invocation: str) -> str:

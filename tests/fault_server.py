@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 KEY = "key-SECRET-4711"
 
 # What is asked for beside the sessions' life: by these names they meet faults of their own.
-EVIDENCE = {"/screenshot": "SCREENSHOT", "/fetch": "RECORDING", ".mp4": "FILE", "/v1/sessions": "HISTORY"}
+EVIDENCE = {
+    "/screenshot": "SCREENSHOT",
+    "/fetch": "RECORDING",
+    ".mp4": "FILE",
+    "/v1/sessions": "HISTORY",
+    "/tags": "TAGS",
+}
 MP4 = b"\0\0\0\x18ftypmp42 and so on"
 # One pixel.
 PNG = bytes.fromhex(
@@ -107,6 +113,11 @@ class FaultServer:
         with self.lock:
             return sum(m == method and p.startswith(path) for m, p in self.requests)
 
+    def asked_for(self, name: str) -> list[str]:
+        """The paths of the requests that have a name of EVIDENCE."""
+        with self.lock:
+            return [path for one, path in self.asked_for_evidence if one == name]
+
     def fail(self, method: str, *faults: Fault) -> None:
         """The next requests of *method* meet these faults, one each."""
         self._faults[method].extend(faults)
@@ -162,17 +173,24 @@ class FaultServer:
                     session.alive = False
                 return ok({"status": "ended"})
             session = self.sessions.get(path.removeprefix("/v1/sessions/").partition("/")[0])
-            if path.endswith("/fetch"):
-                is_there = session and not session.alive
-                return (302, {"Location": f"/files/{session.id}.mp4?signature=1"}, b"") if is_there else error(404)
-            if path.endswith("/screenshot"):
-                return (200, {}, PNG) if session and session.alive else error(404)
+            if method == "PUT" or path.endswith(tuple(EVIDENCE)):
+                return self._show(path, session, body)
             if method == "DELETE":
                 if session is None or not session.alive:
                     return ok({"status": "ended"}) if self.already_over is None else error(self.already_over)
                 session.alive, session.ended_by_request, session.ended = False, True, time.monotonic()
                 return ok({"status": "ended"})
             return error(404)
+
+    def _show(self, path: str, session: Session | None, body: Any) -> Answer:
+        if session is None:
+            return error(404)
+        if path.endswith("/tags"):
+            session.tags = body["tags"]
+            return ok({"tags": session.tags})
+        if path.endswith("/screenshot"):
+            return (200, {}, PNG) if session.alive else error(404)
+        return error(404) if session.alive else (302, {"Location": f"/files/{session.id}.mp4?signature=1"}, b"")
 
 
 class _HTTPServer(ThreadingHTTPServer):

@@ -80,7 +80,7 @@ def test_what_fails_has_a_screenshot(run: Callable[..., Run], suite: Suite, serv
     assert ended.outcomes == {"failed": 4, "passed": 2, "error": 2, "skipped": 1, "xfailed": 2}
     assert kept(suite) == [f"test_{name}/screenshot-1.png" for name in FAILED]
     assert all(one.read_bytes() == PNG for one in suite.folder.glob("anchor-results/*/*.png"))
-    assert len(server.asked_for_evidence) == len(FAILED)
+    assert len(server.asked_for("SCREENSHOT")) == len(FAILED)
     assert sorted(re.findall(r"^screenshot: anchor-results/test_it.py-test_(\w+)-", ended.out, re.MULTILINE)) == FAILED
     assert re.findall(r"^live view: (http://127.0.0.1:\d+)/live/", ended.out, re.MULTILINE) == [server.url] * len(
         FAILED
@@ -99,7 +99,7 @@ def test_all_have_one_where_that_is_asked_for(run: Callable[..., Run], suite: Su
 def test_none_has_one_where_it_is_off(run: Callable[..., Run], suite: Suite, server: FaultServer):
     ended = run(ENDS, "-o", "anchor_screenshot=off", "-k", "fails and not xfails")
     assert kept(suite) == []
-    assert not server.asked_for_evidence
+    assert not server.asked_for("SCREENSHOT")
     assert "live view: " in ended.out
     assert not (suite.folder / "anchor-results").exists()
 
@@ -220,7 +220,7 @@ def test_what_fails_thrice_in_a_row_is_not_tried_again(evidence: Evidence, serve
     server.fail_always("SCREENSHOT", faults.status(403))
     problems = [evidence.screenshots("t", [record], 5)[record.nonce][0].problem for _ in range(4)]
     assert problems[3] == "given up after 3 failures in a row"
-    assert len(server.asked_for_evidence) == 6
+    assert len(server.asked_for("SCREENSHOT")) == 6
     assert list(evidence.lines()) == [(f"6 screenshots could not be taken: {problems[2]}", True)]
 
 

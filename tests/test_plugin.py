@@ -158,6 +158,10 @@ def test_config_is_merged_and_sent(run: Runner, pytester: pytest.Pytester, bodie
         "identities": [{"id": "x"}],
         "integrations": [],
     }
+    assert [own[-2:] for own in tags] == [
+        ["pytest-anchor:test=test_config_is_merged_and_sent.py::TestIt::test_a", "pytest-anchor:owner=main"]
+    ] * 3
+    tags = [own[:-2] for own in tags]
     assert [own[:-3] for own in tags] == [["suite", "module", "call"], ["suite", "module"], ["suite", "module"]]
     assert len({own[-2] for own in tags}) == 1  # the run
     assert len({own[-1] for own in tags}) == 3  # the creation

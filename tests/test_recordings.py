@@ -101,7 +101,7 @@ BAD_WAYS = {
     "no MP4": (faults.body(b"<html>" * 99), "an answer that is not an MP4"),
     "nothing": (faults.body(b""), "an answer that is not an MP4"),
     "reset": (faults.reset, ""),
-    "never": (faults.silent, "there was no time for it"),
+    "never": (faults.silent, "no"),
     "slowly": (faults.trickle(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + MP4), ""),
 }
 

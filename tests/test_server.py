@@ -207,7 +207,10 @@ def test_what_is_confirmed_outlives_its_connection(server, served):
 def test_other_answers_need_no_confirmation(served):
     peer = served.connect()
     for _ in range(3):
-        assert peer.ask(verb="end", nonces=["x"], ended_by="test", timeout=1) == ({"failures": {}, "already": [], "kept": []}, [])
+        assert peer.ask(verb="end", nonces=["x"], ended_by="test", timeout=1) == (
+            {"failures": {}, "already": [], "kept": []},
+            [],
+        )
     assert "error" in peer.create(config=7)  # nor does a creation that failed
     assert "id" in peer.create()
 

@@ -20,7 +20,7 @@ from .caller import RATE_REMEDY, Caller, lost
 from .headers import parse_amount, parse_date, parse_timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from .caller import Answer
 
@@ -222,6 +222,20 @@ class AnchorAPI:
             message = "a redirect to where no file is fetched from"
             raise AnchorAPIError(what, status=answer.status, message=message, remedy=_ANSWER_REMEDY)
         return f"{parts.scheme}://{parts.netloc}", f"{parts.path}?{parts.query}"
+
+    def set_tags(self, session_id: str, tags: Sequence[str], *, deadline: float) -> None:
+        """Replace all tags of a session.
+
+        :raises AnchorAPIError: they are not replaced, as far as is known.
+        """
+        __tracebackhide__ = True
+        what = f"tag session {session_id}"
+        if not is_session_id(session_id):
+            raise AnchorAPIError("tag a session", message="this is not a session id, and was not sent")
+        path = f"/v1/sessions/{session_id}/tags"
+        answer = self._caller.call("PUT", path, what, deadline=deadline, json={"tags": list(tags)})
+        if not 200 <= answer.status < 300:
+            raise self._error(what, answer)
 
     def credits(self, ids: Collection[str], tag: str, *, deadline: float) -> float | None:
         """The credits that some sessions have used, all together, by one question.

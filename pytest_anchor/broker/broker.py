@@ -23,6 +23,7 @@ from .evidence import Evidence
 from .forwarding import Forwarding
 from .keeper import Keeper
 from .observers import CrashSweep, LastSweep
+from .outcome_tags import OutcomeTags
 from .owner import Owner, Session
 from .processes import Process, Processes
 from .reaper import REAPER_LOG, Reaper
@@ -69,6 +70,7 @@ class Broker:
         self._recovered: list[Recovery] = []
         self._evidence: Evidence | None = None
         self._keeper = Keeper(settings.keep_for)
+        self._outcome_tags: OutcomeTags | None = None
         self._over = threading.Event()  # no session is created any more
         self._is_leaving = False
         self._has_listed = False  # whether the API's list was read after that
@@ -170,6 +172,8 @@ class Broker:
                     base_url = local_base_url(run.folder, key, self.settings.chromium)
                 self._api = AnchorAPI(base_url, key)
                 self._keep_evidence(run, lambda: AnchorAPI(base_url, key))
+                if self.settings.mark_outcome and not self.settings.local:  # which has no dashboard
+                    self._outcome_tags = OutcomeTags(AnchorAPI(base_url, key))
             if self._cap is None:
                 self._cap = self._api.max_sessions(deadline=time.monotonic() + PLAN_TIMEOUT) or 0
             return run, self._api
@@ -208,6 +212,7 @@ class Broker:
                     self._cap or 0,
                     lives=self.processes.lives,
                     keeper=self._keeper,
+                    outcome_tags=self._outcome_tags,
                     find_lost=lambda nonce: self._start_crash_sweep({nonce}, LOST_GRACE, owner),
                 )
                 if self._over.is_set() or process not in self.processes.living:
@@ -300,6 +305,8 @@ class Broker:
                     run.append("tested", nonce, began=began, ended=ended, **fields)
             if self._evidence is not None:
                 self._evidence.test_is_over(nonces)
+            if self._outcome_tags is not None:
+                self._outcome_tags.mark(record for nonce in nonces if (record := run.state.records.get(nonce)))
 
     def _start_crash_sweep(self, nonces: set[str], grace: float, owner: Owner | None = None) -> None:
         """Start a sweep while the run goes on: of what an ended process left, or for a lost creation."""
@@ -355,8 +362,12 @@ class Broker:
             except Exception as error:  # noqa: BLE001 - whatever it is, the run fails and says what is open
                 text = redact(f"{type(error).__name__}: {error}", self.settings.api_key or "\0")
                 problem = AnchorError(f"an unexpected error, please report it: {printable(text)}")
+            if self._outcome_tags is not None and self._run is not None:
+                self._outcome_tags.mark(self._run.state.records.values())
             if self._evidence is not None:
                 self._evidence.finish(should_continue)
+            if self._outcome_tags is not None and should_continue():
+                self._outcome_tags.finish()
             if self._recovery is not None:
                 self._recovery.join(RECOVERY_TIMEOUT)
             report = self._make_report(problem)
@@ -398,7 +409,7 @@ class Broker:
         }
         report.refused = sum(owner.refused for owner in self._owners.values())
         report.recovered = list(self._recovered)
-        report.remarks = list(self._evidence.lines()) if self._evidence is not None else []
+        report.remarks = [line for one in (self._evidence, self._outcome_tags) if one for line in one.lines()]
         if self._run is not None and self._reaps:
             report.log = self._run.folder / REAPER_LOG
         return report

@@ -25,7 +25,7 @@ from ..errors import (
     AnchorRegistryError,
     printable,
 )
-from ..tags import TAG, new_nonce, new_tag, run_tag
+from ..tags import TAG, named_tag, new_nonce, new_tag, run_tag
 from .keeper import Keeper
 from .prefetch import Prefetch
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ..registry.journal import Run
     from ..registry.records import Record
     from ..settings import Settings
+    from .outcome_tags import OutcomeTags
 
 RETRY_PAUSE = 0.25  # seconds before a creation that failed is tried again; doubled each time
 END_AGAIN = 2.0  # seconds between attempts to end what a teardown could not, while a test waits for its slot
@@ -97,6 +98,7 @@ class Owner:
     :param name: ``main``, or an xdist worker's ``gw0``, ``gw1``…
     :param lives: whether the process of the run with a given name lives.
     :param keeper: keeps the sessions of failed tests open for a while.
+    :param outcome_tags: marks sessions that are over with what became of their tests.
     :param find_lost: starts the search for the session of a creation, by its nonce, whose answer was lost.
     """
 
@@ -111,12 +113,14 @@ class Owner:
         lives: Callable[[str], bool] = lambda _name: True,
         find_lost: Callable[[str], object] = lambda _nonce: None,
         keeper: Keeper | None = None,
+        outcome_tags: OutcomeTags | None = None,
     ) -> None:
         self.name = name
         self.settings = settings
         self._run = run
         self._api = api
         self._find_lost = find_lost
+        self._outcome_tags = outcome_tags
         self._keeper = keeper or Keeper(settings.keep_for)
         self.limits = Limits(
             FileStore(run.folder if settings.local else run.folder.parent, api.account, run.folder.name, name),
@@ -142,6 +146,12 @@ class Owner:
             self._give(session, request.test)
             return session
         return self._create_in_turn(config, request)
+
+    def _tags(self, nonce: str, test: str) -> list[str]:
+        tags = [TAG, run_tag(self.settings.run_id), new_tag(nonce)]
+        if self._outcome_tags is not None:
+            tags += [named_tag("test", test), named_tag("owner", self.name)]
+        return tags
 
     @property
     def _own_defaults(self) -> dict[str, Any]:
@@ -235,7 +245,7 @@ class Owner:
         limits, run, api = self.limits, self._run, self._api
         try:
             self._check_budget(test)
-            config = with_tags(config, [TAG, run_tag(self.settings.run_id), new_tag(nonce)])
+            config = with_tags(config, self._tags(nonce, test))
             config = merge(self._own_defaults, config)
             intent = {
                 "owner": self.name,
@@ -268,6 +278,8 @@ class Owner:
         signature = api.sign(nonce, created.id)
         record = run.known(nonce)
         record.apply("created", {"id": created.id, "signature": signature})
+        if self._outcome_tags is not None:
+            self._outcome_tags.created(nonce, list(config["session"]["tags"]))
         session = Session(record, created.cdp_url, created.live_view_url, time.time())
         with self._lock:
             self.sessions[nonce] = session

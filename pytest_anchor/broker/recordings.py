@@ -34,14 +34,12 @@ class _Attempt(NamedTuple):
 
     :param due: in ``time.monotonic()`` seconds, like *deadline*.
     :param number: of those before it.
-    :param problem: of the one before it.
     """
 
     record: Record
     due: float
     deadline: float
     number: int = 0
-    problem: str = ""
 
 
 class Recordings:
@@ -63,6 +61,7 @@ class Recordings:
         self._files: set[str] = set()  # that are being written
         self._thread: threading.Thread | None = None
         self._problems: list[str] = []
+        self._answers: dict[str, str] = {}  # the last one that was of no use, by nonce
         self._is_over = False
 
     def fetch(self, records: Iterable[Record]) -> None:
@@ -88,8 +87,7 @@ class Recordings:
             while self._pending and should_continue() and time.monotonic() < deadline:
                 self._changed.wait(0.25)
             self._is_over = True
-            known = {one.record.nonce: one.problem for one in self._later}
-            self._problems += [known.get(nonce) or "there was no time for it" for nonce in self._pending]
+            self._problems += [self._answers.get(nonce, "there was no time for it") for nonce in self._pending]
             self._pending.clear()
             for path in self._files:
                 with suppress(OSError):
@@ -120,18 +118,18 @@ class Recordings:
             time.sleep(POLL_INTERVAL)
 
     def _try(self, attempt: _Attempt) -> None:
-        record, problem = attempt.record, attempt.problem
+        record, problem = attempt.record, ""
         try:
             self._download(record, attempt.deadline)
-            problem = ""
         except AnchorAPIError as error:
             due = time.monotonic() + PAUSES[min(attempt.number, len(PAUSES) - 1)]
-            if error.status is not None or not problem:  # what the API has said tells more than its silence
-                problem = error.reason
-            if _may_come(error, attempt.number) and due < attempt.deadline:
-                with self._changed:
-                    self._later.append(attempt._replace(due=due, number=attempt.number + 1, problem=problem))
-                return
+            with self._changed:
+                if error.status is not None or record.nonce not in self._answers:  # the last words, and not silence
+                    self._answers[record.nonce] = error.reason
+                problem = self._answers[record.nonce]
+                if _may_come(error, attempt.number) and due < attempt.deadline:
+                    self._later.append(attempt._replace(due=due, number=attempt.number + 1))
+                    return
         except OSError as error:
             problem = error.strerror or str(error)
         with self._changed:

@@ -175,6 +175,12 @@ OPTIONS = {
         "15m",
         check=check_span,
     ),
+    "mark_outcome": Option(
+        "on|off",
+        "whether sessions carry the test, the worker and, once they are over, the outcome in their tags: on or off",
+        "on",
+        check=lambda name, value: check_choice(name, value, ("on", "off")) == "on",
+    ),
     "screenshot": Option(
         "on|off|only-on-failure",
         "whether a screenshot is taken of the sessions of a test: of each test, of none, or of one that fails",

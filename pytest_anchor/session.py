@@ -42,8 +42,9 @@ class AnchorSession:
         self._config = config
         self._id: str = created["id"]
         self._created_at = datetime.fromtimestamp(created["created"], timezone.utc)
-        self._cdp_url = _SecretURL(created["cdp_url"])
-        self._live_view_url = _SecretURL(created["live_view_url"])
+        hides = _SecretURL if client.settings.links else _HiddenURL
+        self._cdp_url = hides(created["cdp_url"])
+        self._live_view_url = hides(created["live_view_url"])
 
     @property
     def id(self) -> str:
@@ -161,8 +162,14 @@ class AnchorSession:
             if error is None:
                 raise
 
+    @property
+    def label(self) -> str:
+        """What reports call the session: its id is left out where the links are."""
+        return f"session {self.id}" if self._client.settings.links else "the session"
+
     def __repr__(self) -> str:
-        return f"<AnchorSession {self.id} {'ended' if self.ended else 'open'}>"
+        shown = f"{self.id} " if self._client.settings.links else ""
+        return f"<AnchorSession {shown}{'ended' if self.ended else 'open'}>"
 
 
 class _SecretURL(str):
@@ -172,6 +179,15 @@ class _SecretURL(str):
 
     def __repr__(self) -> str:
         return repr(f"{self.partition('?')[0]}?…") if "?" in self else super().__repr__()
+
+
+class _HiddenURL(_SecretURL):
+    """A URL of which the ``repr`` shows nothing."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr("…" if self else "")
 
 
 class AnchorSessionFactory:

@@ -66,6 +66,7 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     :param keep: whether the sessions of failed tests stay open for a while.
     :param keep_for: seconds.
     :param mark_outcome: whether tests and their outcomes become tags of their sessions.
+    :param links: whether reports show sessions' links and ids, which let others look at the sessions.
     :param screenshot: ``on``, ``off`` or ``only-on-failure``.
     :param recording: ``on``, ``off`` or ``retain-on-failure``.
     :param output: the folder for screenshots and the like, absolute; ``""`` for none.
@@ -98,6 +99,7 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     keep: bool
     keep_for: float
     mark_outcome: bool
+    links: bool
     screenshot: str
     recording: str
     output: str = ""

@@ -14,9 +14,9 @@ from ..cleanup.recovery import recover_all
 from ..cleanup.sweep import SweepTarget, mark_all_ended, mark_lost_refused, sweep_run
 from ..errors import AnchorAPIError, AnchorError, AnchorRegistryError, printable, redact
 from ..registry.journal import Run
-from ..registry.locks import forget_process, is_run, note_process, process_names
+from ..registry.locks import forget_process, is_run, note_process, process_names, write_small
 from ..registry.records import Record, State
-from ..reporting.summary import Report
+from ..reporting.summary import KEPT_FILE, Report
 from ..settings import check_key
 from ..tags import run_tag
 from .evidence import Evidence
@@ -372,6 +372,8 @@ class Broker:
                 self._recovery.join(RECOVERY_TIMEOUT)
             report = self._make_report(problem)
             report.credits = self._credits(report) if should_continue() else None
+            if report.kept and not self.settings.links:
+                write_small(self.settings.folder / KEPT_FILE, report.kept_text())
             values = report.as_values(verbose=verbose)
             if self._run is not None and report.settled and problem is None and should_continue():
                 with self._lock:
@@ -400,7 +402,7 @@ class Broker:
                 state = self._run.read()
         except AnchorError as error:
             problem = error
-        report = Report(state, self.settings.folder)
+        report = Report(state, self.settings.folder, links=self.settings.links)
         report.problem = problem
         report.kept = {
             nonce: (kept.until, kept.session.live_view_url)

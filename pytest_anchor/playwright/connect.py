@@ -70,7 +70,7 @@ async def _attempt(chromium: Any, session: AnchorSession, options: dict[str, Any
 
 def _failure(session: AnchorSession, problem: str, remedy: str) -> AnchorConnectionError:
     reason = problem.partition("\n")[0].removeprefix("BrowserType.connect_over_cdp: ").rstrip(".")
-    return AnchorConnectionError(f"Playwright could not connect to session {session.id}: {printable(reason)}. {remedy}")
+    return AnchorConnectionError(f"Playwright could not connect to {session.label}: {printable(reason)}. {remedy}")
 
 
 def is_local(session: AnchorSession) -> bool:

@@ -109,10 +109,11 @@ class LaunchedBrowser:
                 self._verdict = f"The connection to session {session.id} is lost, and it may still run: {error}"
             else:
                 self._verdict = (
-                    f"Session {session.id} was over: a timeout of Anchor's has ended it, or its browser has crashed. "
+                    f"{session.label[:1].upper()}{session.label[1:]} was over: a timeout of Anchor's has "
+                    "ended it, or its browser has crashed. "
                     "Its timeouts are set by session={'timeout': {'max_duration': …, 'idle_timeout': …}}, in minutes."
                     if session.ended_by_itself
-                    else f"The connection to session {session.id} was lost while it ran; it is over now."
+                    else f"The connection to {session.label} was lost while it ran; it is over now."
                 )
         return self._verdict
 

@@ -86,7 +86,7 @@ class Evidence:
     def pytest_enter_pdb(self) -> None:
         """Show where a person can look at the sessions of the test, which live until the debugger is left."""
         item, reporter = self._plugin.item, self._plugin.config.pluginmanager.get_plugin("terminalreporter")
-        if item is None or reporter is None:
+        if item is None or reporter is None or not self._plugin.client.settings.links:
             return
         for session in self._outcomes.sessions(item):
             if session.is_open and session.live_view_url:
@@ -129,8 +129,8 @@ class Evidence:
                 yield "", f"no screenshot: {printable(shot['problem'])}"
         if not (shots or session.is_open):
             yield "", "no screenshot: the session had been ended by then"
-        if self._plugin.client.settings.local:
-            return  # its links are gone by the time that anybody reads of them
+        if self._plugin.client.settings.local or not self._plugin.client.settings.links:
+            return  # links to the local backend are dead by the time that a person reads of them
         if session.is_open and session.live_view_url:
             yield "live view", session.live_view_url
         base_url = self._plugin.client.settings.base_url

@@ -181,6 +181,13 @@ OPTIONS = {
         "on",
         check=lambda name, value: check_choice(name, value, ("on", "off")) == "on",
     ),
+    "links": Option(
+        "on|off",
+        "whether the terminal and the reports show sessions' links and ids, by which others can look at them: on or "
+        "off; the id of a session that leaked is always shown",
+        "on",
+        check=lambda name, value: check_choice(name, value, ("on", "off")) == "on",
+    ),
     "screenshot": Option(
         "on|off|only-on-failure",
         "whether a screenshot is taken of the sessions of a test: of each test, of none, or of one that fails",

@@ -140,6 +140,16 @@ def open_file(path: str | os.PathLike[str], flags: int) -> int:
     return fd
 
 
+def write_small(path: str | os.PathLike[str], text: str) -> None:
+    """Write a small file that lies in a run's folder, for this user only; what cannot be written is missing."""
+    with suppress(OSError):
+        fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            os.write(fd, text.encode("utf-8", "backslashreplace"))
+        finally:
+            os.close(fd)
+
+
 def read_small(path: str | os.PathLike[str]) -> str:
     """The text of a small file that lies in a run's folder, ``""`` if there is none."""
     try:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..cleanup.recovery import Recovery
     from ..registry.records import Record, State
 
+KEPT_FILE = "kept.txt"  # in the run's folder
 SHOWN = 20  # failures that are written out; the rest is in the journal
 
 YELLOW = {"yellow": True}
@@ -44,10 +45,12 @@ class Report:
 
     :param state: the run's record.
     :param folder: where the record is kept while something is open.
+    :param links: whether it may show links, and the ids of sessions that have not leaked.
     """
 
-    def __init__(self, state: State, folder: Path) -> None:
+    def __init__(self, state: State, folder: Path, *, links: bool = True) -> None:
         self.state = state
+        self.links = links
         self.folder = folder
         self.problem: AnchorError | None = None  # why the sweep could not do its work
         self.interrupted = False  # whether it was cut short
@@ -130,9 +133,8 @@ class Report:
             yield Line(f"NOTE and so are {len(noted) - SHOWN} more that the API lists otherwise", YELLOW)
         for record in self.created:
             if verbose and not (record.note or record.open):
-                yield Line(
-                    f"{title(record)}: {'already over' if record.already else _ENDED_BY.get(record.ended_by, 'ended')}"
-                )
+                how = "already over" if record.already else _ENDED_BY.get(record.ended_by, "ended")
+                yield Line(f"{title(record, links=self.links)}: {how}")
         yield from self._troubles()
         for remark, is_trouble in self.remarks:
             yield Line(remark, YELLOW if is_trouble else {})
@@ -144,12 +146,24 @@ class Report:
         for record in kept[:SHOWN]:
             until, live_view = self.kept[record.nonce]
             clock = time.strftime("%H:%M:%S", time.localtime(until))
-            yield Line(f"KEPT {title(record)}, until {clock}, which is in {span(until - time.time())}", YELLOW)
-            if live_view:
-                yield Line(f"  look at it: {printable(live_view, 1000)}")
-            yield Line(f"  end it now: {end_command(record)}")
+            which = title(record, links=self.links)
+            yield Line(f"KEPT {which}, until {clock}, which is in {span(until - time.time())}", YELLOW)
+            if self.links:
+                if live_view:
+                    yield Line(f"  look at it: {printable(live_view, 1000)}")
+                yield Line(f"  end it now: {end_command(record)}")
+        if kept and not self.links:
+            yield Line(f"how to look at them, and to end them, is in {self.folder / KEPT_FILE}")
         if len(kept) > SHOWN:
             yield Line(f"KEPT {len(kept) - SHOWN} more", YELLOW)
+
+    def kept_text(self) -> str:
+        """How to look at what is kept, and how to end it."""
+        return "".join(
+            f"{title(record)}\n  {self.kept[record.nonce][1]}\n  {end_command(record)}\n"
+            for record in self.created
+            if record.nonce in self.kept
+        )
 
     def _troubles(self) -> Iterator[Line]:
         if retried := sum(record.retried > 0 for record in self.state.records.values()):
@@ -295,11 +309,15 @@ def span(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def title(record: Record) -> str:
-    """A session with its test and its worker, for a line of the summary."""
+def title(record: Record, *, links: bool = True) -> str:
+    """A session with its test and its worker, for a line of the summary.
+
+    :param links: whether its id may be shown.
+    """
     worker = "" if record.owner in ("main", "?") else f" [{printable(record.owner, 40)}]"
     relation = "ahead of" if record.ahead else "of"
-    return f"{record.id or 'a creation'} {relation} {printable(record.test)}{worker}"
+    name = (record.id if links else "a session") if record.id else "a creation"
+    return f"{name} {relation} {printable(record.test)}{worker}"
 
 
 def why(record: Record) -> str:

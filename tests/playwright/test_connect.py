@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def session_of(created: dict[str, str], **more: str) -> SimpleNamespace:
-    return SimpleNamespace(**{"id": created["id"], "cdp_url": created["cdp_url"], **more})
+    return SimpleNamespace(**{"label": f"session {created['id']}", "cdp_url": created["cdp_url"], **more})
 
 
 def title_by_sync(session: SimpleNamespace) -> str:
@@ -80,7 +80,7 @@ def test_a_browser_that_never_answers_is_tried_a_few_times(title_of, chromium: B
     monkeypatch.setattr(connect_module, "PAUSES", (0.01, 0.01))
     url = f"ws://127.0.0.1:9/?apiKey={chromium.key}&sessionId=one"
     with pytest.raises(AnchorConnectionError, match=r"session one: .*127\.0\.0\.1") as raised:
-        title_of(SimpleNamespace(id="one", cdp_url=url))
+        title_of(SimpleNamespace(label="session one", cdp_url=url))
     assert_no_key(raised.value, chromium.key)
 
 

@@ -1,0 +1,82 @@
+"""Links and ids of sessions are credentials, and can be kept out of all that is shared."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import fault_server as faults
+import pytest
+from fault_server import FaultServer
+from real_runs import Suite
+
+TESTS = """
+def test_fails(anchor_session):
+    session = anchor_session()
+    print(session, [session], anchor_session)
+    assert (session.live_view_url, session.cdp_url) == 1
+
+def test_passes(anchor_session): anchor_session().end()
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path, server: FaultServer, request: pytest.FixtureRequest) -> Iterator[Suite]:
+    suite = Suite(tmp_path, server, request)
+    suite.write(TESTS)
+    yield suite
+    for pid in suite.processes:  # a broker that keeps something
+        os.kill(pid, signal.SIGTERM)
+    suite.wait_for_quiet()
+    suite.kill_leftovers()
+
+
+def ids(suite: Suite) -> list[str]:
+    return [one for one in suite.server.sessions if one not in suite.strangers]
+
+
+def shown(suite: Suite, out: str) -> list[str]:
+    """The ids that the terminal or a report shows."""
+    text = out + "".join(path.read_text() for path in suite.folder.glob("report.*"))
+    return [one for one in ids(suite) if one in text]
+
+
+SHOWING = ["-vv", "-l", "-rA", "--junitxml=report.xml", "-p", "pytest_reportlog.plugin", "--report-log=report.jsonl"]
+
+
+def test_a_report_shows_links_and_ids(suite: Suite):
+    run = suite.run_here(*SHOWING)
+    assert shown(suite, run.out) == ids(suite)
+    assert "live view: " in run.out
+
+
+def test_none_is_shown_where_links_are_off(suite: Suite):
+    run = suite.run_here(*SHOWING, "--anchor-links=off")
+    assert len(ids(suite)) == 2
+    assert shown(suite, run.out) == []
+    assert "live view" not in run.out + (suite.folder / "report.xml").read_text()
+    assert "screenshot: anchor-results/" in run.out
+    assert "<AnchorSession open>" in run.out
+    assert "a session of test_it.py::test_passes: ended by the tests" in run.section
+
+
+def test_the_id_of_a_leak_is_shown(suite: Suite):
+    suite.server.fail_always("DELETE", faults.status(403))
+    run = suite.run_here("--anchor-links=off", "--anchor-sweep-timeout=0.5", "-k", "passes")
+    (leaked,) = run.alive
+    assert f"LEAKED {leaked}" in run.section
+    suite.server.fail_always("DELETE", None)
+
+
+def test_what_is_kept_is_told_in_a_local_file(suite: Suite):
+    suite.wait_for_broker = lambda _others: None
+    run = suite.run_here(*SHOWING, "--anchor-links=off", "--anchor-keep=failed")
+    (kept,) = run.alive
+    assert shown(suite, run.out) == []
+    (folder,) = suite.runs
+    assert f"how to look at them, and to end them, is in {folder}/kept.txt\n" in run.section
+    file = folder / "kept.txt"
+    assert f"/live/{kept}\n" in file.read_text()
+    assert file.stat().st_mode & 0o077 == 0

@@ -82,9 +82,11 @@ def test_what_fails_has_a_screenshot(run: Callable[..., Run], suite: Suite, serv
     assert all(one.read_bytes() == PNG for one in suite.folder.glob("anchor-results/*/*.png"))
     assert len(server.asked_for("SCREENSHOT")) == len(FAILED)
     assert sorted(re.findall(r"^screenshot: anchor-results/test_it.py-test_(\w+)-", ended.out, re.MULTILINE)) == FAILED
-    assert re.findall(r"^live view: (http://127.0.0.1:\d+)/live/", ended.out, re.MULTILINE) == [server.url] * len(
-        FAILED
+    links = re.findall(
+        r"^recording: (http.*)/v1/sessions/[0-9a-f-]+/recordings/primary/fetch$", ended.out, re.MULTILINE
     )
+    assert links == [server.url] * (len(FAILED) + 1)
+    assert "live view" not in ended.out  # they are dead by the time that a person reads of them
     # The teardown that failed has ended the session, too.
     assert ended.out.count("no screenshot: the session had been ended by then") == 1
     assert "screenshot" not in ended.section
@@ -100,7 +102,7 @@ def test_none_has_one_where_it_is_off(run: Callable[..., Run], suite: Suite, ser
     ended = run(ENDS, "-o", "anchor_screenshot=off", "-k", "fails and not xfails")
     assert kept(suite) == []
     assert not server.asked_for("SCREENSHOT")
-    assert "live view: " in ended.out
+    assert "\nrecording: http" in ended.out
     assert not (suite.folder / "anchor-results").exists()
 
 
@@ -108,7 +110,7 @@ def test_a_link_shows_no_key(
     run: Callable[..., Run], suite: Suite, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(server, "url", f"{server.url}/?apiKey={KEY}#")  # of which the fault server makes the link
-    text = "def test_it(anchor_session): anchor_session(); assert False"
+    text = "def test_it(session_anchor_session): session_anchor_session(); assert False"
     ended = run(text, f"--anchor-base-url={server.url.partition('/?')[0]}", "--junitxml=report.xml", "-vv", "-l")
     assert "/?apiKey=***#/live/" in ended.out
     assert "/?apiKey=***#/live/" in (suite.folder / "report.xml").read_text()  # and the key is in neither
@@ -131,6 +133,7 @@ def test_each_session_that_is_open_has_one(run: Callable[..., Run], suite: Suite
     assert ended.out.count("session 3: no screenshot: the session had been ended by then") == 1
     assert "session 2: screenshot: anchor-results" in ended.out
     assert len(re.findall(r"^screenshot: anchor-results", ended.out, re.MULTILINE)) == 1
+    assert re.findall("^(.*)live view: http", ended.out, re.MULTILINE) == ["session 1: ", ""]  # the shared one
 
 
 def test_a_run_removes_what_the_last_one_made_and_nothing_else(run: Callable[..., Run], suite: Suite):
@@ -142,7 +145,7 @@ def test_a_run_removes_what_the_last_one_made_and_nothing_else(run: Callable[...
     (folder / "mine" / "screenshot-1.png").touch()
     made.with_name("mine.txt").touch()
     run("def test_other(anchor_session): anchor_session()", "--anchor-output", "elsewhere")
-    left = sorted(str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file())
+    left = sorted(str(one.relative_to(folder)) for one in folder.glob("*/*") if one.is_file())
     assert left == ["mine/screenshot-1.png", f"{made.parent.name}/mine.txt"]
 
 
@@ -227,7 +230,7 @@ def test_what_fails_thrice_in_a_row_is_not_tried_again(evidence: Evidence, serve
 def test_what_cannot_be_written_is_a_line(evidence: Evidence, record: Record, tmp_path: Path):
     (tmp_path / "results").touch()
     ((found,),) = evidence.screenshots("t", [record], 5).values()
-    assert found.problem == f"File exists: {tmp_path / 'results'}"
+    assert found.problem == f"Not a directory: {tmp_path / 'results'}"
     assert list(evidence.lines()) == [(f"1 screenshot could not be taken: {found.problem}", True)]
 
 

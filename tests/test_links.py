@@ -49,14 +49,15 @@ SHOWING = ["-vv", "-l", "-rA", "--junitxml=report.xml", "-p", "pytest_reportlog.
 def test_a_report_shows_links_and_ids(suite: Suite):
     run = suite.run_here(*SHOWING)
     assert shown(suite, run.out) == ids(suite)
-    assert "live view: " in run.out
+    assert "\nrecording: " in run.out
 
 
 def test_none_is_shown_where_links_are_off(suite: Suite):
     run = suite.run_here(*SHOWING, "--anchor-links=off")
     assert len(ids(suite)) == 2
     assert shown(suite, run.out) == []
-    assert "live view" not in run.out + (suite.folder / "report.xml").read_text()
+    assert "recording: " not in run.out
+    assert "anchor_recording" not in (suite.folder / "report.xml").read_text()
     assert "screenshot: anchor-results/" in run.out
     assert "<AnchorSession open>" in run.out
     assert "a session of test_it.py::test_passes: ended by the tests" in run.section

@@ -32,7 +32,8 @@ def end(run: OutputFolder) -> None:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(str(one.relative_to(folder)) for one in folder.rglob("*") if not one.is_dir())
+    found = (str(one.relative_to(folder)) for one in folder.rglob("*") if not one.is_dir())
+    return sorted(one for one in found if one != ".gitignore")
 
 
 HOSTILE = [
@@ -85,7 +86,7 @@ def test_the_next_run_removes_what_a_run_has_made(folder: Path):
     end(write(folder, "a", "b"))
     (folder / "mine.png").touch()
     OutputFolder(str(folder), "two").clean()
-    assert [one.name for one in folder.iterdir()] == ["mine.png"]
+    assert sorted(one.name for one in folder.iterdir()) == [".gitignore", "mine.png"]
 
 
 def test_a_run_that_lives_keeps_what_it_has_made(folder: Path):
@@ -117,6 +118,7 @@ def test_a_folder_that_is_removed_meanwhile_is_made_anew(folder: Path):
     (folder / folder_name("a") / "screenshot-1.png").unlink()
     (folder / folder_name("a")).rmdir()
     (folder / ".pytest-anchor-one").unlink()
+    (folder / ".gitignore").unlink()
     folder.rmdir()
     run.write("a", "screenshot.png", b"")
     end(run)
@@ -137,7 +139,7 @@ def test_an_edited_list_removes_nothing_else(folder: Path, tmp_path: Path):
         file.write("top.png\n\n/\nx/.pytest-anchor-one\nx/notes.txt\n")
     OutputFolder(str(folder), "two").clean()
     assert all(one.exists() for one in precious)
-    assert sorted(one.name for one in folder.iterdir()) == ["link", "top.png"]
+    assert sorted(one.name for one in folder.iterdir()) == [".gitignore", "link", "top.png"]
 
 
 def test_what_is_not_a_list_is_left_alone(folder: Path, tmp_path: Path):

@@ -77,7 +77,10 @@ class OutputFolder:
             raise
 
     def _make(self, folder: str, stem: str, suffix: str) -> tuple[int, str]:
-        self._path.mkdir(parents=True, exist_ok=True)
+        if not self._path.exists():
+            self._path.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):
+                (self._path / ".gitignore").write_text("# Made by pytest-anchor.\n*\n", encoding="utf-8")
         with self._lock, self._opened() as root, _made(folder, root) as inside:
             for number in range(1, MAX_FILES):
                 file = f"{stem}-{number}.{suffix}"

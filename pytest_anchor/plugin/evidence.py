@@ -49,7 +49,8 @@ class Evidence:
     def test_is_over(self, item: pytest.Item) -> None:
         """Take in that a run of a test is over; another of it has evidence of its own."""
         self._seen = []
-        item.user_properties[:] = [one for one in item.user_properties if one not in self._properties]
+        ours = set(map(id, self._properties))  # what others have put there may be of any kind
+        item.user_properties[:] = [one for one in item.user_properties if id(one) not in ours]
         self._properties = []
         self._attach_to_allure()
 
@@ -58,15 +59,22 @@ class Evidence:
         if any(report is one for one in self._seen) or len(self._seen) == MOST or self._plugin.is_child:
             return
         self._seen.append(report)
+        try:
+            self._collect(item, report)
+        except Exception as error:  # noqa: BLE001 - evidence never changes an outcome
+            self._plugin.remark(f"the evidence of {item.nodeid} is incomplete, please report it: {error!r}")
+
+    def _collect(self, item: pytest.Item, report: pytest.TestReport) -> None:
         sessions = self._outcomes.sessions(item)
         if not sessions or self._plugin.client.is_stuck:
             return
         self._keep(sessions, report)
         shots = self._take(item, [session for session in sessions if session.is_open])
+        outliving = self._outcomes.outliving(item)
         lines: list[str] = []
         for number, session in enumerate(sessions, 1):
             title = f"session {number}: " if len(sessions) > 1 else ""
-            for name, text in self._evidence_of(session, shots.get(session.nonce, [])):
+            for name, text in self._evidence_of(session, shots.get(session.nonce, []), outliving):
                 lines.append(f"{title}{name}: {text}" if name else f"{title}{text}")
                 if name:
                     self._add_property(item, report, f"anchor_{name.replace(' ', '_')}", text)
@@ -119,7 +127,9 @@ class Evidence:
             found: dict[str, list[dict[str, str]]] = answer["screenshots"]
             return found
 
-    def _evidence_of(self, session: AnchorSession, shots: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
+    def _evidence_of(
+        self, session: AnchorSession, shots: list[dict[str, str]], outliving: set[str]
+    ) -> Iterator[tuple[str, str]]:
         """The name and the text of each piece of evidence; what has no name is a remark."""
         root = f"{self._plugin.config.rootpath}{os.sep}"
         for shot in shots:
@@ -131,7 +141,8 @@ class Evidence:
             yield "", "no screenshot: the session had been ended by then"
         if self._plugin.client.settings.local or not self._plugin.client.settings.links:
             return  # links to the local backend are dead by the time that a person reads of them
-        if session.is_open and session.live_view_url:
+        lives_on = session.nonce in outliving or self._plugin.client.settings.keep
+        if session.is_open and session.live_view_url and lives_on:
             yield "live view", session.live_view_url
         base_url = self._plugin.client.settings.base_url
         yield "recording", f"{base_url}/v1/sessions/{session.id}/recordings/primary/fetch"

@@ -56,6 +56,11 @@ class Outcomes:
         """Those that *item* has, or has had since it began."""
         return [one for factory, requested in self.factories(item) for one in factory.of_test(requested=requested)]
 
+    def outliving(self, item: pytest.Item) -> set[str]:
+        """The nonces of the sessions of *item* that are not ended with it: of factories that others share."""
+        shared = [factory for factory, node, _ in list(self._factories) if node is not item]
+        return {session.nonce for factory in shared for session in factory.of_test(requested=True)}
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)  # the outermost: others decide whether a failure was expected
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
         """Take in what became of a phase of a test, and with the last of what became of the test."""

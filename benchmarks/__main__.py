@@ -17,6 +17,7 @@ NAMES = (
     "pace",
     "scale",
     "broker",
+    "evidence",
     "forwarding",
     "playwright",
 )

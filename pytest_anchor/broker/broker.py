@@ -385,7 +385,7 @@ class Broker:
     def _credits(self, report: Report) -> float | None:
         """What the run has cost, if one question tells it; a run that has used next to nothing does not ask."""
         ids = [str(record.id) for record in report.created]
-        if self._api is None or self.settings.local or not report.minutes or len(ids) > PAGE:
+        if self._api is None or self.settings.local or not report.minutes or report.failed or len(ids) > PAGE:
             return None
         return self._api.credits(ids, run_tag(self.settings.run_id), deadline=time.monotonic() + CREDITS_TIMEOUT)
 

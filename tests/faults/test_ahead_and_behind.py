@@ -68,7 +68,7 @@ def meeting(fault: faults.Fault, first: int, last: int = 10**6) -> faults.Fault:
 
 def numbers(run: Run) -> dict[str, int]:
     """What became of how many sessions; checks that it comes to as many as were created."""
-    line = run.section.splitlines()[0]
+    line = run.section.splitlines()[0].partition(";")[0]
     created, rest = re.fullmatch(r"(\d+) sessions? created: (.*)", line).groups()
     found = {what: int(number) for number, what in re.findall(r"(\d+) ((?:prefetched, )?[a-z ]+)", rest)}
     assert sum(number for what, number in found.items() if what != "unresolved") == int(created)

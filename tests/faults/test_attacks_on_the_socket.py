@@ -258,7 +258,7 @@ def test_garbage_costs_no_other_connection_anything(
                 peer.close()
             assert server.alive == [stranger, created["id"]], name
             answer, _ = first.ask(verb="end", nonces=[created["nonce"]], ended_by="test", timeout=5)
-            assert answer == {"failures": {}, "already": []}, name
+            assert answer == {"failures": {}, "already": [], "kept": []}, name
             created = first.create()
             assert created["id"] in server.alive, name
         answer, _ = first.ask(verb="sweep", has_remote_workers=False, verbose=False, timeout=5)

@@ -338,7 +338,7 @@ def who_ended(suite: Suite, run: Run) -> Counter[str]:
     """By the record where it is kept, else by what the run said."""
     if records := [one for one in suite.records if one.id]:
         return Counter(one.ended_by for one in records)
-    counts = re.search(r"sessions? created: (.*)", run.section)
+    counts = re.search(r"sessions? created: ([^;\n]*)", run.section)
     said = re.findall(r"(\d+) (?:at|by the)? ?([a-z ]+)", counts[1]) if counts else []
     return Counter({who: int(count) for count, who in said})
 

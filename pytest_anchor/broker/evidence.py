@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..background import DaemonThreadPool
@@ -79,10 +80,13 @@ class Evidence:
         changed = threading.Condition()
 
         def take(record: Record) -> None:
-            found = [Screenshot(content=one) for one in pages.get(record.nonce, ())] or [self._take(record, deadline)]
+            images = [Screenshot(content=one) for one in pages.get(record.nonce, ())]
+            kept = [self._keep(test, one) for one in images or [self._take(record, deadline)]]
             with changed:
-                if not is_over:  # what comes too late is not kept
-                    taken[record.nonce] = [self._keep(test, record, one) for one in found]
+                if is_over:
+                    _remove(kept)
+                else:
+                    taken[record.nonce] = kept
                 changed.notify()
 
         is_over = False
@@ -96,6 +100,10 @@ class Evidence:
         late = [Screenshot(problem=TOO_LATE)]
         found = {record.nonce: taken.get(record.nonce, late) for record in records}
         self._count(one for some in found.values() for one in some)
+        for nonce, some in found.items():
+            for path in filter(None, (one.path for one in some)):
+                with suppress(AnchorRegistryError):
+                    self._run.append("evidence", nonce, test=test, kind="screenshot", path=path)
         return found
 
     def _take(self, record: Record, deadline: float) -> Screenshot:
@@ -106,15 +114,13 @@ class Evidence:
         except AnchorAPIError as error:
             return Screenshot(problem=error.reason)
 
-    def _keep(self, test: str, record: Record, screenshot: Screenshot) -> Screenshot:
+    def _keep(self, test: str, screenshot: Screenshot) -> Screenshot:
         if screenshot.problem:
             return screenshot
         try:
             path = self._output.write(test, "screenshot.png", screenshot.content)
         except OSError as error:
             return Screenshot(problem=_reason(error))
-        with suppress(AnchorRegistryError):
-            self._run.append("evidence", record.nonce, test=test, kind="screenshot", path=path)
         return screenshot._replace(path=path)
 
     def _count(self, screenshots: Iterable[Screenshot]) -> None:
@@ -164,6 +170,14 @@ def as_values(screenshots: dict[str, list[Screenshot]], *, with_content: bool) -
         ]
         for nonce, some in screenshots.items()
     }
+
+
+def _remove(screenshots: Iterable[Screenshot]) -> None:
+    """Remove what came too late."""
+    for one in screenshots:
+        if one.path:
+            with suppress(OSError):
+                Path(one.path).unlink()
 
 
 def _reason(error: OSError) -> str:

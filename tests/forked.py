@@ -28,7 +28,6 @@ from subprocess import TimeoutExpired
 from typing import IO, Any
 from weakref import finalize
 
-from filelock import FileLock
 from processes import PATIENCE, environment
 
 LONGEST = 4096  # bytes of a command line, as /proc shows it
@@ -57,6 +56,8 @@ def _fork_server(name: str, *modules: str, flags: tuple[str, ...] = ()) -> str:
     :param modules: what they have imported.
     :param flags: what its interpreter is started with.
     """
+    from filelock import FileLock  # no run under test imports it
+
     folder, _, pid = os.environ[_PLACE].partition(":")
     address = f"{folder}/{name}"
     with FileLock(f"{address}.lock"):

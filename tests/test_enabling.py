@@ -157,7 +157,7 @@ def test_switched_off_after_it_was_switched_on(suite: Suite):
 def test_an_unused_plugin_costs_and_leaves_nothing(suite: Suite, workers: int):
     suite.write(UNUSED, "conftest.py")
     suite.write("def test_a(): pass\n")
-    run = suite.run("-s", workers=workers)
+    run = suite.run("-s", workers=workers, env=environment(**suite.server.env))  # a process that has imported nothing
     assert run.status == 0, run.err
     assert "nothing was imported" in run.out
     assert not run.section

@@ -86,6 +86,12 @@ def _take_over(fds: list[int]) -> None:
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
     os.closerange(len(fds), 1 << 16)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        old = getattr(sys, name)  # which knows of the file that the descriptor was whether one can seek in it
+        new = open(number, mode, encoding=old.encoding, errors=old.errors, closefd=False)  # noqa: SIM115
+        new.reconfigure(line_buffering=name == "stderr")
+        setattr(sys, name, new)
+        setattr(sys, f"__{name}__", new)
 
 
 def become(arguments: list[str], env: dict[str, str], cwd: str = "/", brokers: str = "") -> None:

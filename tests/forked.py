@@ -79,6 +79,11 @@ def playwright_server() -> str:
     return _fork_server("playwright", "pytest", "execnet", "pytest_anchor.plugin", *playwright)
 
 
+def local_server() -> str:
+    """The address of a process that forks local backends."""
+    return _fork_server("local", "pytest_anchor.local.serve")
+
+
 def broker_server() -> str:
     """The address of a process that forks brokers."""
     modules = ("pytest_anchor.broker.__main__", "pytest_anchor.broker.server")
@@ -124,18 +129,24 @@ def forking_spawn(address: Callable[[], str]) -> Callable[..., int]:
     return spawn
 
 
-class ForkedPytest:
-    """A pytest process, the first of a session, with the part of :class:`subprocess.Popen` that tests use."""
+class ForkedProcess:
+    """A Python process with the part of :class:`subprocess.Popen` that tests use.
+
+    :param args: a command line of Python's.
+    :param server: has the address of the process that forks it.
+    :param stdin: what it reads.
+    """
 
     def __init__(
-        self, args: list[str], cwd: Path, env: dict[str, str], server: Callable[[], str] = pytest_server
+        self, args: list[str], cwd: Path, env: dict[str, str], server: Callable[[], str], stdin: str = "", **more: Any
     ) -> None:
-        self.args = [sys.executable, "-m", "pytest", *args]
-        out, err = os.pipe(), os.pipe()
-        fds = [os.open(os.devnull, os.O_RDONLY), out[1], err[1]]
-        request = {"arguments": self.args, "env": env, "cwd": str(cwd), "brokers": broker_server()}
+        self.args = args
+        given, out, err = (os.pipe() for _ in range(3))
+        os.write(given[1], stdin.encode())
+        os.close(given[1])
+        fds = [given[0], out[1], err[1]]
         try:
-            self._end, self.pid = fork(server(), fds, **request)
+            self._end, self.pid = fork(server(), fds, arguments=args, env=env, cwd=str(cwd), **more)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -190,3 +201,16 @@ class ForkedPytest:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+class ForkedPytest(ForkedProcess):
+    """A pytest process, the first of a session."""
+
+    def __init__(
+        self, args: list[str], cwd: Path, env: dict[str, str], server: Callable[[], str] = pytest_server
+    ) -> None:
+        command = [sys.executable, "-m", "pytest", *args]
+        super().__init__(command, cwd, env, server, brokers=broker_server())

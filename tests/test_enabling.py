@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ from real_runs import Suite, environment
 pytestmark = pytest.mark.slow
 
 USES_IT = "def test_a(anchor_session):\n    assert anchor_session().id\n"
+# Other plugins of this environment are not what is tested; xdist stays.
+OTHERS = [
+    switch
+    for plugin in entry_points(group="pytest11")
+    if not plugin.name.startswith(("pytest_anchor", "xdist"))
+    for switch in ("-p", f"no:{plugin.name}")
+]
 CREATED = "1 session created: 1 at teardown\n"
 
 # A name that cannot be imported, as if the package were not installed.
@@ -41,9 +49,8 @@ def pytest_unconfigure(config):
 
 def pytest_run(suite: Suite, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run pytest as a user would, without this suite's own options."""
-    # It is installed for other tests, and would warn of a setting that it misses.
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-W", "error", "-p", "no:asyncio", "-p", "no:flask", *args],
+        [sys.executable, "-m", "pytest", "-W", "error", *OTHERS, *args],
         cwd=suite.folder,
         env=environment(**suite.server.env, **env),
         capture_output=True,
@@ -86,10 +93,8 @@ def test_from_a_checkout(suite: Suite):
     ids=["entry-point", "both", "autoload-off", "strict"],
 )
 def test_installed(suite: Suite, installed: str, args: list[str], autoload: bool):
-    # Other plugins of this environment are not what is tested; xdist stays.
-    others = ["-p", "no:anyio", "-p", "no:playwright"] if autoload else []
     off = "" if autoload else "1"
-    done = pytest_run(suite, *others, *args, PYTHONPATH=installed, PYTEST_DISABLE_PLUGIN_AUTOLOAD=off)
+    done = pytest_run(suite, *args, PYTHONPATH=installed, PYTEST_DISABLE_PLUGIN_AUTOLOAD=off)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 session created: 1 at teardown" in done.stdout
     assert done.stdout.count("= anchor =") == 1
@@ -138,8 +143,7 @@ def test_switched_off(suite: Suite, installed: str, autoload: bool):
     )
     switch = ["-p", "no:pytest_anchor"] if autoload else []
     off = "" if autoload else "1"
-    others = ["-p", "no:anyio", "-p", "no:playwright"] if autoload else []
-    done = pytest_run(suite, *others, *switch, PYTHONPATH=installed, PYTEST_DISABLE_PLUGIN_AUTOLOAD=off)
+    done = pytest_run(suite, *switch, PYTHONPATH=installed, PYTEST_DISABLE_PLUGIN_AUTOLOAD=off)
     assert done.returncode == 0, done.stdout
     help_text = pytest_run(suite, *switch, "--help", PYTHONPATH=installed, PYTEST_DISABLE_PLUGIN_AUTOLOAD=off).stdout
     assert "--anchor" not in help_text

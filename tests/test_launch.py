@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forked import ForkedPytest
 from processes import PATIENCE
 from real_runs import environment
 
@@ -41,19 +40,12 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def start(folder: Path, *args: str, suite: str = SUITE) -> subprocess.Popen[str]:
+def start(folder: Path, *args: str, suite: str = SUITE) -> ForkedPytest:
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "test_it.py").write_text(suite)
     (folder / "tmp").mkdir()
-    return subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-p", "pytest_anchor", "-W", "error", "--anchor-local", *args],
-        cwd=folder,
-        env=environment(TMPDIR=str(folder / "tmp")),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    own = ["-p", "pytest_anchor", "-W", "error", "--anchor-local"]
+    return ForkedPytest([*own, *args], folder, environment(TMPDIR=str(folder / "tmp")))
 
 
 def processes_of(folder: Path) -> list[str]:

@@ -6,6 +6,7 @@ gives each process a run of its own, and prints their lines: what was about to b
 
 from __future__ import annotations
 
+import gc
 import http.client
 import itertools
 import json
@@ -74,6 +75,7 @@ def create(values: dict[str, Any], number: int, said: int) -> None:
 def main() -> None:
     values = json.loads(sys.argv[1])
     told = json.loads(sys.argv[2])
+    gc.freeze()  # a collection in a child would write to all that it shares
     for number in told or itertools.count():
         read, write = os.pipe()
         if (pid := os.fork()) == 0:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
+from forked import ForkedProcess, local_server
 from processes import read_line
 
 ROOT = Path(__file__).parents[2]
@@ -36,20 +37,20 @@ class Backend:
     def __init__(self, *arguments: str, prefix: tuple[str, ...] = (), stdin: str = "", **environ: str) -> None:
         # Short, for Chromium's socket; its own, so that what is left of this backend can be counted.
         self.temp = Path(tempfile.mkdtemp(prefix="pal-", dir="/tmp"))
-        command = [*prefix, sys.executable, "-m", "pytest_anchor", "local", *arguments]
-        self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "TMPDIR": str(self.temp), **environ},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdin
-        self.process.stdin.write(stdin)
-        self.process.stdin.close()
-        self.process.stdin = None  # communicate() would flush it
+        command = [sys.executable, "-m", "pytest_anchor", "local", *arguments]
+        env = {**os.environ, "TMPDIR": str(self.temp), **environ}
+        if prefix:
+            self.process = subprocess.Popen(
+                [*prefix, *command],
+                cwd=ROOT,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        else:
+            self.process = ForkedProcess(command, ROOT, env, local_server, stdin)
         self.lines = [read_line(self.process).strip() for _ in range(1 if stdin else 2)]
         assert self.lines[0].startswith("ANCHORBROWSER_BASE_URL="), self.lines
         self.url = self.lines[0].partition("=")[2]

@@ -39,6 +39,7 @@ class Suite(NamedTuple):
     :param folder: where pytest runs, of the clone. Without a repository, it is the folder of the packages.
     :param files: what is added there.
     :param modes: of the switch; ``worker`` only where fixtures of its own are session-scoped.
+    :param expected: what fails elsewhere only, and why.
     """
 
     packages: tuple[str, ...]
@@ -48,6 +49,7 @@ class Suite(NamedTuple):
     folder: str = "."
     files: tuple[tuple[str, str], ...] = ()
     modes: tuple[str, ...] = ("worker",)
+    expected: tuple[tuple[str, str], ...] = ()
 
 
 SUITES = {
@@ -91,6 +93,12 @@ SUITES = {
         paths=("e2e_playwright/*.py", "e2e_playwright/pytest.ini", "e2e_playwright/static"),
         folder="e2e_playwright",
         modes=("worker", "test"),
+        expected=(
+            (
+                "test_retain_captured_pictures_when_websocket_connection_drops_and_reconnects",
+                "Chromium's flags for a camera that is not there have no meaning for a session",
+            ),
+        ),
     ),
 }
 
@@ -124,8 +132,9 @@ def compare(name: str, suite: Suite, here: Path) -> int:
             if differing := differences(without, switched):  # both once more: many of these tests depend on time
                 without, switched = without | run("", differing), switched | run(mode, differing)
             for test in sorted(differences(without, switched)):
-                worse += without.get(test) == "passed"
-                print(f"  {test}: {without.get(test)} here, {switched.get(test)} elsewhere", flush=True)
+                reason = next((why for one, why in suite.expected if f"::{one}[" in test), "")
+                worse += without.get(test) == "passed" and not reason
+                print(f"  {test}: {without.get(test)} here, {switched.get(test)} elsewhere. {reason}", flush=True)
         if alive := len(backend.alive):
             print(f"  sessions that outlive their runs: {alive}", flush=True)
     return worse + alive

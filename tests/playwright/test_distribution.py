@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 from backend import until
@@ -85,11 +84,11 @@ def test_distribution(
 WAITS = """
     async def test_waits(page):
         await page.set_content("<title>here</title>")
-        await page.wait_for_selector("#never", timeout=60_000)
+        await page.wait_for_selector("#never", timeout=600_000)
 
     async def test_waits_too(page):
         await page.set_content("<title>here</title>")
-        await page.wait_for_selector("#never", timeout=60_000)
+        await page.wait_for_selector("#never", timeout=600_000)
 """
 
 
@@ -97,9 +96,7 @@ def test_ctrl_c(suite: Suite):
     suite.write(WAITS)
     process = suite.start("test", "-p", "xdist", *TWO, *AHEAD, plugins=ASYNC)
     until(lambda: sum(page["title"] == "here" for one in suite.alive for page in suite.pages(one)) == 2, DEADLINE)
-    began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     out, _ = process.communicate(timeout=DEADLINE)
     assert process.returncode == pytest.ExitCode.INTERRUPTED, out
-    assert time.monotonic() - began < 30
     assert not suite.alive

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from email.utils import parsedate_to_datetime
+from calendar import timegm
+from contextlib import suppress
+from email.utils import parsedate
 from typing import TYPE_CHECKING, Any
 
 from .guard import origin, site
@@ -63,10 +65,10 @@ def _described(cookie: Morsel[str], url: str) -> dict[str, Any]:
 
 def _expires(cookie: Morsel[str]) -> float | None:
     """The seconds since the epoch until which a cookie lasts; ``None`` for as long as the browser."""
-    try:
-        if cookie["max-age"]:
-            age = int(cookie["max-age"])
-            return time.time() + age if age > 0 else _PAST
-        return max(parsedate_to_datetime(cookie["expires"]).timestamp(), _PAST) if cookie["expires"] else None
-    except ValueError:  # as if it were not there
-        return None
+    with suppress(ValueError):  # what cannot be read counts as if it were not there
+        age = int(cookie["max-age"])
+        return time.time() + age if age > 0 else _PAST
+    with suppress(ValueError):
+        if date := parsedate(cookie["expires"]):
+            return max(float(timegm(date)), _PAST)  # in UTC, whatever it says
+    return None

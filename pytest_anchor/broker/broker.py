@@ -15,7 +15,7 @@ from ..cleanup.sweep import SweepTarget, mark_all_ended, mark_lost_refused, swee
 from ..errors import AnchorAPIError, AnchorError, AnchorRegistryError, printable, redact
 from ..registry.journal import Run
 from ..registry.locks import forget_process, is_run, note_process, process_names, write_small
-from ..registry.records import Record, State
+from ..registry.records import Record, RunFacts, State
 from ..reporting.summary import KEPT_FILE, Report
 from ..settings import check_key
 from ..tags import run_tag
@@ -64,6 +64,7 @@ class Broker:
         self._run: Run | None = None
         self._api: AnchorAPI | None = None
         self._cap: int | None = settings.max_sessions
+        self._has_noted_facts = False
         self._owners: dict[Process, Owner] = {}
         self._crash_sweeps: list[threading.Thread] = []
         self._recovery: threading.Thread | None = None
@@ -176,6 +177,11 @@ class Broker:
                     self._outcome_tags = OutcomeTags(AnchorAPI(base_url, key))
             if self._cap is None:
                 self._cap = self._api.max_sessions(deadline=time.monotonic() + PLAN_TIMEOUT) or 0
+            if not self._has_noted_facts:
+                self._has_noted_facts = True
+                facts = RunFacts(self._cap, self.settings.prefetch, self.settings.end_in_background)
+                with suppress(AnchorRegistryError):  # it is only of use to the picture of the run
+                    run.append("run", "", **facts._asdict())
             return run, self._api
 
     def _keep_evidence(self, run: Run, open_api: Callable[[], AnchorAPI]) -> None:

@@ -142,8 +142,9 @@ class Owner:
     def create(self, config: Mapping[str, Any], request: Request) -> Session:
         """A session for a test, new or created ahead: see :class:`AnchorSessionFactory` for what is raised."""
         self._check_budget(request.test)
+        asked = time.monotonic()
         if self._prefetch is not None and (session := self._prefetch.take(config)) is not None:
-            self._give(session, request.test)
+            self._give(session, request.test, time.monotonic() - asked)
             return session
         return self._create_in_turn(config, request)
 
@@ -178,12 +179,13 @@ class Owner:
         budget = self.settings.budget
         return bool(budget) and self._run.state.browser_seconds(time.time()) >= budget * 60
 
-    def _give(self, session: Session, test: str) -> None:
+    def _give(self, session: Session, test: str, waited: float) -> None:
         record = session.record
         self.limits.mark_slots([record.nonce], "")
-        record.apply("taken", {"test": test})
+        taken: dict[str, Any] = {"test": test, "waited": round(waited, 3)}
+        record.apply("taken", taken)
         with suppress(AnchorRegistryError):  # it is recorded, as created for the test before it
-            self._run.append("taken", record.nonce, test=test)
+            self._run.append("taken", record.nonce, **taken)
 
     def _create_in_turn(self, config: Mapping[str, Any], request: Request) -> Session:
         run = self._run
@@ -220,8 +222,9 @@ class Owner:
         finally:
             if admission.seconds >= WORTH_REPORTING:
                 rate, slot = round(admission.seconds - admission.slot_seconds, 3), round(admission.slot_seconds, 3)
+                policy = {"quota": admission.quota, "window": admission.window}
                 with suppress(AnchorRegistryError):
-                    run.append("waited", nonce, rate=rate, slot=slot, time=admitted or time.time())
+                    run.append("waited", nonce, rate=rate, slot=slot, time=admitted or time.time(), **policy)
 
     def _record_rate_limited(self, nonce: str, began: float, limit: Limit) -> None:
         self.limits.record_rate_limited(nonce, began, limit)

@@ -142,6 +142,7 @@ class Admission:
     :ivar seconds: how long it has waited.
     :ivar slot_seconds: how much of that for a session to end.
     :ivar began: when its last attempt began, in seconds since the epoch.
+    :ivar quota: creations that the API allows in a *window* of seconds, 0 where that is not known.
     :ivar refusal: what the API answered to it.
     :ivar ticket: names the place, whatever becomes of the store.
     :ivar number: the place, 0 until it has asked for the first time.
@@ -150,6 +151,7 @@ class Admission:
     def __init__(self, limits: Limits, test: str, report_wait: Callable[[str], None]) -> None:
         self.test = test
         self.seconds = self.slot_seconds = self.began = 0.0
+        self.quota, self.window = 0, 0.0
         self.refusal = ""
         self.ticket = os.urandom(8).hex()
         self.number = 0
@@ -186,6 +188,7 @@ class Admission:
             raise
 
     def _record_wait(self, seconds: float, decision: AdmissionDecision) -> None:
+        self.quota, self.window = decision.quota, decision.window
         if decision.blocked_by == "slot":
             self.slot_seconds += seconds - self.seconds
         self.seconds = seconds

@@ -10,7 +10,7 @@ the epoch, by the broker's clock; earlier versions gave that to the first two be
 ``refused``  there is no session: the API did not create it, or does not know it long after
 ``limited``  the API's answer was a 429, so it was refused
 ``created``  its ``id``, and a ``signature`` that takes the API key to make: nothing is ended by an edited file
-``taken``    a test has asked for what was created ahead: ``test``
+``taken``    a test has asked for what was created ahead: ``test``, and the seconds that it ``waited`` for it
 ``tested``   a test that had it is over: ``test``, when that ``began`` and ``ended``, its ``outcome``, and as which
              ``rerun`` it ran, 0 for the first time
 ``evidence`` something to look at was kept of it: the ``kind``, its ``path``, and the ``test`` that it shows
@@ -18,7 +18,9 @@ the epoch, by the broker's clock; earlier versions gave that to the first two be
 ``kept``     its test has failed, and it stays open for a person to look at: ``until`` when
 ``ended``    it is over: ``ended_by``, ``already``, ``note``, and when the attempt ``began`` that confirmed it
 ``waited``   a creation had to wait for the plan's limits until ``time``: seconds for its ``rate``, and for a free
-             ``slot``
+             ``slot``; and the ``quota`` of creations that the API allows in a ``window`` of seconds, if that is known
+``run``      about the run itself, with an empty ``nonce``: the ``cap`` of sessions at once, ``prefetch``, and
+             ``end_in_background``
 """
 
 from __future__ import annotations
@@ -94,6 +96,8 @@ class Record:
     end_begun_at: float | None = None
     kept_until: float | None = None
     ended_at: float | None = None
+    taken: bool = False  # by a test, after it had been created ahead
+    waited: float = 0.0  # seconds for which that test waited for it
     tests: dict[str, Tested] = field(default_factory=dict)
     evidence: dict[str, Kept] = field(default_factory=dict)  # by path
 
@@ -117,7 +121,8 @@ class Record:
             self.begun_at = self.time if 0 <= self.time <= LATEST else None
             self.ahead, self.retried = bool(fields.get("ahead", False)), _count(fields.get("retried", 0))
         elif event == "taken":
-            self.test, self.ahead = str(fields["test"]), False
+            self.test, self.ahead, self.taken = str(fields["test"]), False, True
+            self.waited = _seconds(fields.get("waited", 0))
         elif event == "created":
             if not (is_session_id(fields["id"]) and fields["signature"].isascii()):
                 raise ValueError(event)
@@ -190,6 +195,19 @@ class Wait(NamedTuple):
     until: float | None = None
 
 
+class RunFacts(NamedTuple):
+    """How a run is set up.
+
+    :param cap: most sessions at once, 0 where no number is known.
+    :param prefetch: sessions that each process creates ahead.
+    :param end_in_background: whether no test waits for a teardown's ends.
+    """
+
+    cap: int = 0
+    prefetch: int = 0
+    end_in_background: bool = False
+
+
 @dataclass
 class State:
     """All records of a run, in the order of their intents."""
@@ -198,6 +216,9 @@ class State:
     unreadable: int = 0  # lines that are no events and not merely a kill's torn last line
     waits: dict[str, Wait] = field(default_factory=dict)  # by nonce
     limited: dict[str, float] = field(default_factory=dict)  # when a 429 was answered, by nonce
+    quota: int = 0  # creations that the API allows in a window, 0 where no creation had to know
+    window: float = 0.0  # seconds
+    facts: RunFacts = field(default_factory=RunFacts)
 
     @property
     def settled(self) -> bool:
@@ -217,13 +238,15 @@ class State:
         if not nonce.isascii():
             raise ValueError(nonce)
         if line["event"] == "waited":
-            wait = Wait(float(line["rate"]), float(line["slot"]), _time_of(line))
-            if not all(0 <= seconds <= MOST for seconds in wait[:2]):
-                raise ValueError(wait)
-            self.waits[nonce] = wait
+            self.waits[nonce] = Wait(_seconds(line["rate"]), _seconds(line["slot"]), _time_of(line))
+            if line.get("quota"):
+                self.quota, self.window = _count(line["quota"]), _seconds(line["window"])
             return
         if line["event"] == "limited":
             self.limited[nonce] = _moment(line["time"])
+            return
+        if line["event"] == "run":
+            self.facts = RunFacts(_count(line["cap"]), _count(line["prefetch"]), bool(line["end_in_background"]))
             return
         record = self.records.get(nonce) or Record(nonce)
         record.apply(line["event"], line)
@@ -235,6 +258,12 @@ def _count(value: Any) -> int:
     if not 0 <= (number := int(value)) <= MOST:
         raise ValueError(value)
     return number
+
+
+def _seconds(value: Any) -> float:
+    if not 0 <= (seconds := float(value)) <= MOST:
+        raise ValueError(value)
+    return seconds
 
 
 def _moment(value: Any) -> float:

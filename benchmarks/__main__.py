@@ -20,6 +20,7 @@ NAMES = (
     "evidence",
     "forwarding",
     "playwright",
+    "report",
 )
 MODULES = {"playwright": "playwright_suite"}  # a module of its name would hide the package
 

@@ -48,6 +48,18 @@ exit status: 0 nothing is left, 1 something is (with --dry-run: would be ended),
 130 interrupted
 """
 
+_REPORT = """\
+examples:
+  python -m pytest_anchor report                the latest run that is on record here
+  python -m pytest_anchor report 1f0c2a -o killed.html
+  python -m pytest_anchor report -o killed.json
+
+A run has its picture drawn by pytest --anchor-report FILE. This draws that of a run that was killed, or goes on,
+as long as it is on record: before the next run, or "sweep", is done with it.
+
+exit status: 0 it is drawn, 2 it cannot be
+"""
+
 _END = f"""\
 example:
   python -m pytest_anchor end 7d1c4e0a-53f1-4a0b-9c55-3f6a2f1b8f10
@@ -86,6 +98,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from .cli.sweep import sweep
 
         return sweep(arguments)
+    if arguments.command == "report":
+        from .cli.report import report
+
+        return report(arguments)
     from .cli.end import end
 
     return end(arguments)
@@ -137,6 +153,18 @@ def _parser() -> argparse.ArgumentParser:
 
     end = _command(commands, "end", "end sessions by their ids", _END, url, ending)
     end.add_argument("ids", nargs="+", metavar="ID")
+
+    report = _command(commands, "report", "draw the picture of a run from its record", _REPORT, registry)
+    report.add_argument(
+        "run", nargs="?", metavar="RUN", help="its folder's name, or how that begins; default: the latest"
+    )
+    report.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        default="anchor-report.html",
+        help="FILE.html or FILE.json; default: %(default)s",
+    )
 
     commands.add_parser("local", help="serve Anchor's API on this machine with local Chromium", add_help=False)
     return parser

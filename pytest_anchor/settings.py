@@ -17,6 +17,7 @@ DEFAULT_BASE_URL = "https://api.anchorbrowser.io"
 KEY_VARIABLES = ("ANCHORBROWSER_API_KEY", "ANCHOR_API_KEY")
 BASE_URL_VARIABLE = "ANCHORBROWSER_BASE_URL"
 CHROMIUM_VARIABLE = "PYTEST_ANCHOR_CHROMIUM"
+REPORT_VARIABLE = "PYTEST_ANCHOR_REPORT"
 REGISTRY_NAME = ".pytest_anchor"
 SWEEP_TIMEOUT = 60  # seconds
 SWEEP_AT_ONCE = 16  # sessions that a sweep ends at the same time
@@ -70,6 +71,7 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     :param screenshot: ``on``, ``off`` or ``only-on-failure``.
     :param recording: ``on``, ``off`` or ``retain-on-failure``.
     :param output: the folder for screenshots and the like, absolute; ``""`` for none.
+    :param report: the file for the picture of the run, ``""`` for none.
     :param own_registry: whether this is a worker that keeps its own, as it sees another disk than the controller.
     :param socket_folder: where the run's processes on this machine find its broker.
     :param main_pid: the process that the run is over with, 0 where it is on another machine.
@@ -103,6 +105,7 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     screenshot: str
     recording: str
     output: str = ""
+    report: str = ""
     own_registry: bool = False
     socket_folder: str = ""
     main_pid: int = 0
@@ -361,6 +364,24 @@ def check_max_sessions(name: str, value: str) -> int | None:
 
 def _whole_number(text: str) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
+
+
+def check_report(name: str, value: str) -> str:
+    """Return *value* if the picture of a run can be written to a file of that name, or if it is empty.
+
+    :raises AnchorConfigError: it cannot.
+    """
+    if value and not value.endswith((".html", ".json")):
+        raise AnchorConfigError(f"{name} takes a file whose name ends in .html or .json, not {printable(value)!r}")
+    if value.endswith(".html"):
+        from importlib.util import find_spec
+
+        if find_spec("jinja2") is None:
+            raise AnchorConfigError(
+                f"{name} {printable(value)} needs Jinja2: pip install 'pytest-anchor[report]', or name a file that "
+                "ends in .json, which needs nothing."
+            )
+    return value
 
 
 def check_choice(name: str, value: str, valid: tuple[str, ...]) -> str:

@@ -25,6 +25,7 @@ from .keeper import Keeper
 from .observers import CrashSweep, LastSweep
 from .outcome_tags import OutcomeTags
 from .owner import Owner, Session
+from .picture import PictureWriter
 from .processes import Process, Processes
 from .reaper import REAPER_LOG, Reaper
 from .waits import Waits
@@ -67,6 +68,7 @@ class Broker:
         self._has_noted_facts = False
         self._owners: dict[Process, Owner] = {}
         self._crash_sweeps: list[threading.Thread] = []
+        self._picture = PictureWriter(settings)
         self._recovery: threading.Thread | None = None
         self._recovered: list[Recovery] = []
         self._evidence: Evidence | None = None
@@ -353,11 +355,13 @@ class Broker:
         verbose: bool,
         progress: Callable[[int, int], object],
         should_continue: Callable[[], bool],
+        interrupted: bool = False,
     ) -> dict[str, Any]:
         """End all that is left of the run, and report on it.
 
         :param has_remote_workers: whether workers with a registry of their own may have left sessions.
         :param should_continue: whether the controller still waits for the report.
+        :param interrupted: whether its tests were.
         """
         with self._sweeping:
             problem: AnchorError | None = None
@@ -381,6 +385,8 @@ class Broker:
             if report.kept and not self.settings.links:
                 write_small(self.settings.folder / KEPT_FILE, report.kept_text())
             values = report.as_values(verbose=verbose)
+            self._picture.status = "interrupted" if interrupted or not should_continue() else "finished"
+            values["lines"] += self._picture.write(report.state)
             if self._run is not None and report.settled and problem is None and should_continue():
                 with self._lock:
                     self._run.leave()
@@ -397,6 +403,8 @@ class Broker:
 
     def report(self, *, verbose: bool, interrupted: bool) -> dict[str, Any]:
         """Report on the run as it is, without waiting for anything."""
+        if interrupted:
+            self._picture.status = "interrupted"
         report = self._make_report(None)
         report.interrupted = interrupted and not report.settled
         return report.as_values(verbose=verbose)
@@ -486,6 +494,8 @@ class Broker:
                 with suppress(AnchorError):
                     if self._has_listed and self._run.read().settled:
                         self._run.remove()
+            if self._run is not None and not self.processes.living:
+                self._picture.write(self._run.state)
             with self._lock:  # a process connects before this, and keeps the broker, or after it, and finds it gone
                 if not self.processes.living:
                     self._over.set()

@@ -317,6 +317,7 @@ def _sweep(broker: Broker, _process: Process, peer: Connection, message: dict[st
 
     return broker.sweep(
         has_remote_workers=message["has_remote_workers"],
+        interrupted=message.get("interrupted", False),
         verbose=message["verbose"],
         progress=report_progress,
         should_continue=lambda: not peer.is_closed,

@@ -59,7 +59,7 @@ def finish_run(session: pytest.Session, exitstatus: int, plugin: Plugin) -> Base
         hurried = True
     except BaseException as error:  # noqa: BLE001 - raised again
         failure = error
-    plugin.report = report = _sweep(session.config, plugin, hurried=hurried)
+    plugin.report = report = _sweep(session, plugin, hurried=hurried)
     if report["interrupted"]:
         session.exitstatus = pytest.ExitCode.INTERRUPTED
     elif report["failed"] and plugin.client.settings.on_leak == "fail":
@@ -82,9 +82,9 @@ def _tear_down(session: pytest.Session, exitstatus: int) -> None:
     manager.subset_hook_caller("pytest_sessionfinish", others)(session=session, exitstatus=exitstatus)
 
 
-def _sweep(config: pytest.Config, plugin: Plugin, *, hurried: bool) -> dict[str, Any]:
-    client, verbose = plugin.client, config.get_verbosity() > 0
-    progress = Progress(config.pluginmanager.get_plugin("terminalreporter"))
+def _sweep(session: pytest.Session, plugin: Plugin, *, hurried: bool) -> dict[str, Any]:
+    client, verbose = plugin.client, session.config.get_verbosity() > 0
+    progress = Progress(session.config.pluginmanager.get_plugin("terminalreporter"))
     try:
         if hurried:
             raise KeyboardInterrupt
@@ -94,6 +94,7 @@ def _sweep(config: pytest.Config, plugin: Plugin, *, hurried: bool) -> dict[str,
             on_note=lambda note: progress(*note),
             again=True,
             has_remote_workers=plugin.has_remote_workers,
+            interrupted=session.exitstatus == pytest.ExitCode.INTERRUPTED,
             verbose=verbose,
         )
     except KeyboardInterrupt:

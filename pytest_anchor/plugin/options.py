@@ -13,6 +13,7 @@ from ..settings import (
     DEFAULT_BASE_URL,
     KEY_VARIABLES,
     REGISTRY_NAME,
+    REPORT_VARIABLE,
     SWEEP_AT_ONCE,
     SWEEP_TIMEOUT,
     Settings,
@@ -22,6 +23,7 @@ from ..settings import (
     check_max_sessions,
     check_minutes,
     check_number,
+    check_report,
     check_run_id,
     check_seconds,
     check_span,
@@ -201,6 +203,13 @@ OPTIONS = {
         "off",
         check=lambda name, value: check_choice(name, value, ("on", "off", "retain-on-failure")),
     ),
+    "report": Option(
+        "FILE",
+        "draw a picture of the run at its end: FILE.html, which needs pytest-anchor[report], or FILE.json",
+        default_help="none is drawn",
+        variable=REPORT_VARIABLE,
+        check=check_report,
+    ),
     "chromium": Option(
         "PATH",
         "the Chromium for --anchor-local",
@@ -255,10 +264,11 @@ def read_settings(config: pytest.Config) -> Settings:
         if not (local and name == "base_url")
     }
     _check_context(values["playwright"], recorded=values["recorded"])
+    values["report"] = str(_path(config, "report", REPORT_VARIABLE) or "")
     return Settings(
         **{"base_url": "", **values},
-        folder=_folder(config, "anchor_registry", REGISTRY_NAME) / invocation,
-        output=os.path.abspath(_folder(config, "anchor_output", OUTPUT_NAME)),
+        folder=(_path(config, "registry") or config.rootpath / REGISTRY_NAME) / invocation,
+        output=os.path.abspath(_path(config, "output") or config.rootpath / OUTPUT_NAME),
         owner="main",
         api_key=f"local-{os.urandom(16).hex()}" if local else key_from_environment(),
         local=local,
@@ -283,13 +293,13 @@ def _check_context(playwright: str, *, recorded: bool) -> None:
         )
 
 
-def _folder(config: pytest.Config, name: str, default: str) -> Path:
-    if given := config.getoption(name):
+def _path(config: pytest.Config, name: str, variable: str = "") -> Path | None:
+    """The absolute path that an option gives: in an ini file, it is relative to that."""
+    if given := config.getoption(f"anchor_{name}") or (variable and os.environ.get(variable)):
         return Path(config.invocation_params.dir, os.path.expanduser(given))
     beside = config.inipath.parent if config.inipath else config.rootpath
-    if ini := config.getini(name):
-        return Path(beside, os.path.expanduser(ini))
-    return config.rootpath / default
+    ini = config.getini(f"anchor_{name}")
+    return Path(beside, os.path.expanduser(ini)) if ini else None
 
 
 def _program(text: str) -> str:

@@ -1,0 +1,218 @@
+"""Runs that are to draw their picture, whatever becomes of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_server import KEY, FaultServer, slow, status
+from real_runs import Suite, environment, until
+
+from pytest_anchor.__main__ import main
+
+SUITE = """
+import pytest
+
+@pytest.mark.parametrize("number", range(3))
+def test_it(anchor_session, number):
+    anchor_session()
+    assert number != 1
+"""
+KILLED = """
+import os, signal
+
+def test_it(anchor_session):
+    anchor_session()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path, server: FaultServer, request: pytest.FixtureRequest) -> Iterator[Suite]:
+    suite = Suite(tmp_path, server, request)
+    suite.write(SUITE)
+    yield suite
+    suite.kill_leftovers()
+
+
+def drawn(suite: Suite, name: str = "run.json") -> dict[str, Any]:
+    text = (suite.folder / name).read_text()
+    assert KEY not in text
+    assert "cdp_url" not in text
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
+def test_data(suite):
+    suite.server.cap = 7
+    run = suite.run_here("--anchor-report", "run.json", "--anchor-prefetch", "1")
+    assert run.status == 1
+    assert run.section.endswith(f"the picture of the run is in {suite.folder / 'run.json'}\n")
+    document = drawn(suite)
+    assert (document["format"], document["version"]) == ("pytest-anchor-report", 1)
+    assert document["run"]["status"] == "finished"
+    assert (document["run"]["max_sessions"], document["run"]["prefetch"]) == (7, 1)
+    assert [(test["test"], test["outcome"]) for test in document["tests"]] == [
+        ("test_it.py::test_it[0]", "passed"),
+        ("test_it.py::test_it[1]", "failed"),
+        ("test_it.py::test_it[2]", "passed"),
+    ]
+    assert document["totals"]["sessions"] == len(document["sessions"]) == 3
+    assert not suite.runs
+
+
+def test_a_page_in_a_folder_that_is_made_for_it(suite):
+    run = suite.run_here("--anchor-report", "ci/artifacts/run.html")
+    assert run.status == 1
+    page = (suite.folder / "ci/artifacts/run.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "test_it.py::test_it[1]" in page
+    assert KEY not in page
+    assert [path.name for path in (suite.folder / "ci/artifacts").iterdir()] == ["run.html"]
+
+
+@pytest.mark.parametrize("where", ["ini file", "environment"])
+def test_where_it_can_be_asked_for(suite, where):
+    if where == "ini file":
+        (suite.folder / "pytest.ini").write_text("[pytest]\nanchor_report = run.json\n")
+    variables = {"PYTEST_ANCHOR_REPORT": "run.json"} if where == "environment" else {}
+    suite.run_here(env=environment(**suite.server.env, **variables))
+    assert drawn(suite)["totals"]["tests"] == 3
+
+
+@pytest.mark.parametrize("name", ["run.xml", "run", ".html.gz"])
+def test_a_file_of_another_kind_is_refused(suite, name):
+    run = suite.run_here("--anchor-report", name)
+    assert run.status == pytest.ExitCode.USAGE_ERROR
+    assert f"--anchor-report takes a file whose name ends in .html or .json, not {name!r}" in run.err
+
+
+def test_a_page_needs_jinja_and_says_so_at_the_start(suite, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    run = suite.run_here("--anchor-report", "run.html")
+    assert run.status == pytest.ExitCode.USAGE_ERROR
+    assert "pip install 'pytest-anchor[report]'" in run.err
+    assert not suite.server.sessions.keys() - set(suite.strangers)
+
+
+@pytest.mark.parametrize("trouble", ["a folder is in its place", "a file is in the place of its folder"])
+def test_what_cannot_be_written_changes_nothing_but_a_line(suite, trouble):
+    if trouble == "a folder is in its place":
+        (suite.folder / "out.json" / "full").mkdir(parents=True)
+        name = "out.json"
+    else:
+        (suite.folder / "out").write_text("")
+        name = "out/run.json"
+    run = suite.run_here("--anchor-report", name, "-k", "0")
+    assert run.status == 0
+    assert f"the picture of the run could not be written to {suite.folder / name}: " in run.section
+    assert re.search(r"directory|exists", run.section.rpartition(": ")[2])
+    assert not list(suite.folder.glob(".out*"))
+
+
+def test_a_run_without_sessions_draws_nothing(suite):
+    suite.write("def test_it(anchor_session): pass")
+    assert suite.run_here("--anchor-report", "run.json").status == 0
+    assert not (suite.folder / "run.json").exists()
+
+
+def test_a_leak_is_named(suite):
+    suite.server.fail_always("DELETE", status(403))
+    run = suite.run_here("--anchor-report", "run.json", "--anchor-sweep-timeout", "1", "-k", "0")
+    assert run.status == 1
+    document = drawn(suite)
+    assert document["totals"]["open"] == 1
+    assert [session["id"] for session in document["sessions"]] == run.alive
+
+
+@pytest.mark.slow
+def test_workers(suite):
+    suite.run("--anchor-report", "run.json", workers=2)
+    document = drawn(suite)
+    assert {document["lanes"][test["lane"]] for test in document["tests"]} == {"gw0", "gw1"}
+    assert document["totals"]["outcomes"] == {"passed": 2, "failed": 1}
+
+
+@pytest.mark.slow
+def test_an_interrupted_run(suite):
+    suite.write(
+        "import os, signal\ndef test_it(anchor_session):\n    anchor_session()\n    os.kill(os.getpid(), signal.SIGINT)\n    input()"
+    )
+    run = suite.run("--anchor-report", "run.json")
+    assert run.status == pytest.ExitCode.INTERRUPTED
+    assert drawn(suite)["run"]["status"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_run_whose_end_is_not_waited_for(suite):
+    """A second Ctrl-C: the broker draws it once it has ended what was left."""
+    suite.write("def test_it(anchor_session):\n    anchor_session()\n")
+    suite.server.fail("DELETE", status(403), *[status(500)] * 4)
+    suite.server.fail_always("DELETE", slow(0.3))
+    process = suite.start("--anchor-report", "run.json", reaper=True)
+    until(lambda: suite.server.count("DELETE") > 2)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    suite.finish(process)
+    until(lambda: (suite.folder / "run.json").exists() and drawn(suite)["totals"]["open"] == 0)
+    suite.wait_for_quiet()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_is_drawn_by_its_broker(suite):
+    suite.write(KILLED)
+    suite.finish(suite.start("--anchor-report", "run.json", reaper=True))
+    until((suite.folder / "run.json").exists)
+    document = drawn(suite)
+    assert (document["run"]["status"], document["totals"]["recovered"]) == ("killed", 1)
+    assert document["sessions"][0]["ended_by"] == "reaper"
+    suite.wait_for_quiet()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_is_drawn_by_hand(suite, monkeypatch, capsys):
+    suite.write(KILLED)
+    suite.run()
+    monkeypatch.chdir(suite.folder)
+    assert main(["report", "-o", "killed.html"]) == 0
+    (record,) = suite.runs
+    assert capsys.readouterr().out.splitlines()[-1] == f"killed.html: 1 session of run {record.name}, which was killed"
+    page = (suite.folder / "killed.html").read_text()
+    assert "killed</strong>" in page
+    assert "1 session not confirmed to be over" in page
+    assert suite.alive[0] in page
+
+
+TIMED = """
+import time, pytest
+
+@pytest.mark.parametrize("number", range(6))
+def test_it(anchor_session, number):
+    anchor_session()
+    time.sleep(0.5)
+"""
+
+
+@pytest.mark.slow
+def test_estimates_hold(suite):
+    """What was estimated is what further runs show, within 15 %."""
+    suite.write(TIMED)
+    suite.server.cap = 2
+    suite.server.fail_always("POST", slow(0.6))
+    suite.server.fail_always("DELETE", slow(0.2))
+    suite.run("--anchor-report", "run.json")
+    estimates = {one["options"]: one["seconds"] for one in drawn(suite)["estimates"]}
+    assert {"--anchor-prefetch 1", "--anchor-end background", "-n 2"} <= estimates.keys()
+    for options, workers, arguments in (
+        ("--anchor-prefetch 1", 0, ["--anchor-prefetch", "1"]),
+        ("-n 2", 2, []),
+    ):
+        suite.run("--anchor-report", "next.json", *arguments, workers=workers)
+        assert drawn(suite, "next.json")["run"]["seconds"] == pytest.approx(estimates[options], rel=0.15)

@@ -25,7 +25,7 @@ def end(owner, session, ended_by="test", timeout=5.0):
 
 def test_a_creation_that_meets_a_429_waits_and_succeeds(server, serve, settings):
     client = serve(settings._replace(create_timeout=20.0))
-    server.fail("POST", fs.status(429, Retry_After="1"), fs.status(429))
+    server.fail("POST", fs.status(429, Retry_After="1", RateLimit_Policy="q=100;w=60"), fs.status(429))
     session = AnchorSessionFactory(client, {}, lambda: "t")()
     assert server.alive == [session.id]
     assert server.count("POST") == 3
@@ -33,6 +33,7 @@ def test_a_creation_that_meets_a_429_waits_and_succeeds(server, serve, settings)
     state = Run(settings.folder).read()
     assert sorted(one.state for one in state.records.values()) == ["open", "refused", "refused"]
     assert 1.0 < sum(wait.rate for wait in state.waits.values()) < 1.0 + BUSY
+    assert (len(state.limited), state.quota, state.window) == (2, 100, 60)
     assert not any(one.retried for one in state.records.values()), "a 429 is not a failure"
 
 

@@ -82,7 +82,8 @@ def test_the_record_tells_for_whom_it_was_made_and_who_has_it(server, owners):
     taken = create(owner, "other")
     assert taken.id != first.id
     (mine,) = (one for one in records(owner) if one.id == taken.id)
-    assert (mine.test, mine.ahead, mine.state) == ("other", False, "open")
+    assert (mine.test, mine.ahead, mine.taken, mine.state) == ("other", False, True, "open")
+    assert 0 <= mine.waited < 20
     owner.finish(30)
     assert sorted(server.alive) == sorted([first.id, taken.id])
     (unused,) = (one for one in records(owner) if one.state == "ended")

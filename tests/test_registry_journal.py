@@ -110,6 +110,7 @@ ENDED = {"event": "ended", "nonce": "y", "ended_by": "test", "already": False}
 WAITED = {"event": "waited", "nonce": "y", "rate": 1.5, "slot": 0.5}
 LIMITED = {"event": "limited", "nonce": "y", "time": 1}
 KEPT = {"event": "evidence", "nonce": "y", "kind": "screenshot", "path": "a.png", "test": "t"}
+RUN = {"event": "run", "nonce": "", "cap": 5, "prefetch": 2, "end_in_background": True}
 TESTED = {"event": "tested", "nonce": "y", "test": "t", "began": 1, "ended": 2, "outcome": "passed"}
 
 
@@ -150,6 +151,11 @@ GARBAGE = [
     *(journal_line(INTENT, retried=one) for one in (-1, 10**7, "often", 1e999)),
     *(journal_line(WAITED, rate=one) for one in (-0.1, 10**7, "long", float("nan"), [])),
     journal_line(WAITED, slot=None),
+    *(journal_line(WAITED, quota=one, window=3) for one in (-1, 10**7, "many")),
+    *(journal_line(WAITED, quota=5, window=one) for one in (-1, 10**7, float("nan"), "long")),
+    *(journal_line(RUN, **{name: None}) for name in ("cap", "prefetch", "end_in_background")),
+    *(journal_line(RUN, cap=one) for one in (-1, 10**7, "all")),
+    *(journal_line({**INTENT, "event": "taken"}, waited=one) for one in (-1, 10**7, float("inf"))),
     *(journal_line(one, time=when) for one in (CREATED, ENDED, WAITED, LIMITED) for when in NO_MOMENTS),
     *(journal_line(one, began=when) for one in (FAILED, ENDED, TESTED) for when in NO_MOMENTS),
     *(journal_line(TESTED, **{name: None}) for name in TESTED),

@@ -71,15 +71,27 @@ def test_a_creation_ahead_is_a_tests_once_it_is_taken(run):
     intend(run, "n1", ahead=True, retried=2)
     record = run.read().records["n1"]
     assert (record.ahead, record.retried, record.test) == (True, 2, "t.py::x")
-    run.append("taken", "n1", test="t.py::y")
+    run.append("taken", "n1", test="t.py::y", waited=0.5)
     record = Run(run.folder).read().records["n1"]
     assert (record.ahead, record.retried, record.test) == (False, 2, "t.py::y")
+    assert (record.taken, record.waited) == (True, 0.5)
 
 
 def test_what_was_waited_is_no_record_of_a_session(run):
     run.append("waited", "n1", rate=1.5, slot=0.25, time=7)
     assert (run.read().waits, run.state.records) == ({"n1": (1.5, 0.25, 7.0)}, {})
     assert run.state.settled
+
+
+def test_how_the_run_is_set_up(run):
+    assert run.read().facts == (0, 0, False)
+    run.append("run", "", cap=5, prefetch=2, end_in_background=True)
+    run.append("waited", "n1", rate=1, slot=0, quota=20, window=10)
+    run.append("waited", "n2", rate=0, slot=1, quota=0, window=0)
+    state = Run(run.folder).read()
+    assert (state.facts, state.quota, state.window) == ((5, 2, True), 20, 10)
+    assert state.settled
+    assert not state.records
 
 
 def test_each_event_carries_its_time(run):

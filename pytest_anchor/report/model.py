@@ -10,6 +10,8 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from ..reporting.summary import end_command
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -77,6 +79,7 @@ class TimedSession(NamedTuple):
     :param retried: how often the creation had failed before.
     :param tests: indices of the tests that had it.
     :param id: where it may be open; else ``None``, since ids are credentials.
+    :param command: that ends it there.
     """
 
     lane: int
@@ -97,6 +100,7 @@ class TimedSession(NamedTuple):
     retried: int
     tests: list[int]
     id: str | None
+    command: str | None
 
     @property
     def answered(self) -> float:
@@ -255,6 +259,7 @@ def _timed_session(record: Record, state: State, run_began: float, lane: int, te
         retried=record.retried,
         tests=tests,
         id=record.id if record.open else None,
+        command=end_command(record) if record.open else None,
     )
 
 

@@ -233,7 +233,7 @@ def _data(document: dict[str, Any]) -> str:
         "live": document["live"],
         "running": not _is_over(document["run"]),
         "tests": _by_column(tests, ("screenshots",)),
-        "sessions": _by_column(sessions),
+        "sessions": _by_column(sessions, ("command",)),
     }
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
@@ -244,7 +244,12 @@ def _by_column(records: list[dict[str, Any]], without: Sequence[str] = ()) -> di
 
 
 def _named(session: dict[str, Any], lanes: list[str]) -> dict[str, Any]:
-    return {"id": session["id"], "test": _name(session["test"]), "lane": _name(lanes[session["lane"]])}
+    return {
+        "id": session["id"],
+        "command": session["command"],
+        "test": _name(session["test"]),
+        "lane": _name(lanes[session["lane"]]),
+    }
 
 
 def _name(text: str) -> str:

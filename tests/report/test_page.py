@@ -92,7 +92,7 @@ def test_ids_are_there_only_where_a_session_may_run():
     run.session("leaked", 0, 1)
     made = page(run)
     assert "session-1" not in made
-    assert "python -m pytest_anchor end session-2" in made
+    assert "python -m pytest_anchor end --base-url http://b session-2" in made
     assert "1 session not confirmed to be over" in made
 
 

@@ -30,12 +30,12 @@ class PictureWriter:
         self._key = settings.api_key or "\0"
         self.status: Status = "killed"
 
-    def write(self, state: State) -> list[Line]:
+    def write(self, state: State, credits_used: float | None = None) -> list[Line]:
         """Write it, and return what there is to say about it."""
         if self._path is None or not state.records:
             return []
         problems: list[str] = []
-        thread = threading.Thread(target=self._write, args=(self._path, state, problems), daemon=True)
+        thread = threading.Thread(target=self._write, args=(self._path, state, credits_used, problems), daemon=True)
         thread.start()
         thread.join(WRITE_TIMEOUT)
         if thread.is_alive():
@@ -45,11 +45,11 @@ class PictureWriter:
             return [Line(f"the picture of the run could not be written to {path}: {problems[0]}", YELLOW)]
         return [Line(f"the picture of the run is in {path}")]
 
-    def _write(self, path: Path, state: State, problems: list[str]) -> None:
+    def _write(self, path: Path, state: State, credits_used: float | None, problems: list[str]) -> None:
         try:
             from ..report.write import write_report
 
-            write_report(path, state, self.status, time.time())
+            write_report(path, state, self.status, time.time(), credits_used)
         except Exception as error:  # noqa: BLE001 - whatever it is, no outcome depends on it
             why = (
                 error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"

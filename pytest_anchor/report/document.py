@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from os.path import relpath
 from typing import TYPE_CHECKING, Any
 
 from .estimates import estimates
@@ -15,8 +16,11 @@ FORMAT = "pytest-anchor-report"
 VERSION = 1
 
 
-def document_of(picture: Picture) -> dict[str, Any]:
-    """The picture as plain built-ins."""
+def document_of(picture: Picture, folder: str) -> dict[str, Any]:
+    """The picture as plain built-ins.
+
+    :param folder: absolute; what was kept of the tests is named by its path from there.
+    """
     seconds = sum(test.ended - test.began for test in picture.tests)
     waits = [sum(test.waits[kind] for test in picture.tests) for kind in range(len(Waits._fields))]
     return {
@@ -36,6 +40,7 @@ def document_of(picture: Picture) -> dict[str, Any]:
             **picture.counts,
             "most_at_once": picture.peak,
             "browser_minutes": round(picture.browser_seconds / 60, 2),
+            "credits": picture.credits,
             "tests": len(picture.tests),
             "outcomes": dict(Counter(test.outcome for test in picture.tests).most_common()),
             "test_seconds": {
@@ -49,7 +54,16 @@ def document_of(picture: Picture) -> dict[str, Any]:
         },
         "estimates": [estimate._asdict() for estimate in estimates(picture)],
         "lanes": picture.lanes,
-        "tests": [{**test._asdict(), "waits": test.waits._asdict()} for test in picture.tests],
-        "sessions": [session._asdict() for session in picture.sessions],
+        "tests": [
+            {**test._asdict(), "waits": test.waits._asdict(), "screenshots": _from(folder, test.screenshots)}
+            for test in picture.tests
+        ],
+        "sessions": [
+            {**session._asdict(), "recordings": _from(folder, session.recordings)} for session in picture.sessions
+        ],
         "live": picture.live,
     }
+
+
+def _from(folder: str, paths: list[str]) -> list[str]:
+    return [relpath(path, folder) for path in paths]

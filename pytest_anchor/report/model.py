@@ -46,6 +46,7 @@ class TimedTest(NamedTuple):
     :param lane: index of the process that it ran in.
     :param rerun: how often it had run before.
     :param sessions: indices of those that it had.
+    :param screenshots: paths of its screenshots.
     """
 
     test: str
@@ -56,6 +57,7 @@ class TimedTest(NamedTuple):
     rerun: int
     sessions: list[int]
     waits: Waits
+    screenshots: list[str]
 
 
 class TimedSession(NamedTuple):
@@ -80,6 +82,7 @@ class TimedSession(NamedTuple):
     :param tests: indices of the tests that had it.
     :param id: where it may be open; else ``None``, since ids are credentials.
     :param command: that ends it there.
+    :param recordings: paths of its recordings.
     """
 
     lane: int
@@ -101,6 +104,7 @@ class TimedSession(NamedTuple):
     tests: list[int]
     id: str | None
     command: str | None
+    recordings: list[str]
 
     @property
     def answered(self) -> float:
@@ -121,6 +125,7 @@ class Picture(NamedTuple):
     :param quota: creations that the API allows in a *window* of seconds, 0 where no number is known.
     :param lanes: the names of the run's processes.
     :param live: how many sessions are open from each moment on.
+    :param credits: that its sessions have used, ``None`` if the API did not tell.
     """
 
     began: float
@@ -138,6 +143,7 @@ class Picture(NamedTuple):
     live: list[tuple[float, int]]
     limit_waits: dict[str, list[float]]
     counts: dict[str, int]
+    credits: float | None
 
     @property
     def peak(self) -> int:
@@ -154,7 +160,7 @@ class Picture(NamedTuple):
         )
 
 
-def picture_of(state: State, status: Status, now: float) -> Picture:
+def picture_of(state: State, status: Status, now: float, credits_used: float | None = None) -> Picture:
     """What the record of a run shows.
 
     :param now: in seconds since the epoch, where a run that goes on has come to.
@@ -191,13 +197,14 @@ def picture_of(state: State, status: Status, now: float) -> Picture:
         end_in_background=state.facts.end_in_background,
         lanes=lanes,
         sessions=sessions,
-        tests=list(_timed_tests([(key, tested[key], had[key]) for key in keys], sessions, began)),
+        tests=list(_timed_tests([(key, tested[key], had[key]) for key in keys], sessions, shown, began)),
         live=_live(sessions),
         limit_waits={
             "rate": [wait.rate for wait in state.waits.values() if wait.rate],
             "slot": [wait.slot for wait in state.waits.values() if wait.slot],
         },
         counts=_counts(state, sessions),
+        credits=credits_used,
     )
 
 
@@ -219,7 +226,8 @@ def clip(span: Span, within: Span) -> Span:
 def _span(state: State, now: float, *, is_running: bool) -> Span:
     moments = [now] if is_running else []
     for record in state.records.values():
-        known = (record.begun_at, record.time, record.created_at, record.end_begun_at, record.ended_at)
+        lost = _lost_at(record)
+        known = (record.begun_at, lost, record.created_at, record.end_begun_at, record.ended_at)
         moments += [moment for moment in known if moment]
         for test in record.tests.values():
             moments += [test.began, test.ended]
@@ -228,10 +236,15 @@ def _span(state: State, now: float, *, is_running: bool) -> Span:
     return min(moments, default=now), max(moments, default=now)
 
 
+def _lost_at(record: Record) -> float | None:
+    """When it was given up to wait for the answer."""
+    return record.time if record.begun_at is not None and record.time > record.begun_at else None
+
+
 def _timed_session(record: Record, state: State, run_began: float, lane: int, tests: list[int]) -> TimedSession:
-    begun = record.begun_at or record.time
+    begun = record.begun_at or record.created_at or run_began
     wait = state.waits.get(record.nonce)
-    lost = record.time if record.time > begun else None
+    lost = _lost_at(record)
     created = max(record.created_at or 0.0, begun) if record.id else None
     since = begun if created is None else created  # a clock that was set back makes no negative span
     ending = None if record.end_begun_at is None else max(record.end_begun_at, since)
@@ -260,11 +273,15 @@ def _timed_session(record: Record, state: State, run_began: float, lane: int, te
         tests=tests,
         id=record.id if record.open else None,
         command=end_command(record) if record.open else None,
+        recordings=_kept(record, "recording"),
     )
 
 
 def _timed_tests(
-    tests: list[tuple[tuple[int, float, str], Tested, list[int]]], sessions: list[TimedSession], run_began: float
+    tests: list[tuple[tuple[int, float, str], Tested, list[int]]],
+    sessions: list[TimedSession],
+    records: list[Record],
+    run_began: float,
 ) -> Iterator[TimedTest]:
     asked: defaultdict[tuple[int, str], list[tuple[float, int]]] = defaultdict(list)
     for number, session in enumerate(sessions):
@@ -278,7 +295,13 @@ def _timed_tests(
         first, last = bisect_left(begins, (within[0] - INEXACT, -1)), bisect_left(begins, (within[1], len(sessions)))
         created = [sessions[number] for _, number in begins[first:last]]
         waits = _waits(within, name, created, [sessions[number] for number in had])
-        yield TimedTest(name, lane, *within, test.outcome, test.rerun, had, waits)
+        shown = [path for number in had for path in _kept(records[number], "screenshot", name)]
+        yield TimedTest(name, lane, *within, test.outcome, test.rerun, had, waits, shown)
+
+
+def _kept(record: Record, kind: str, test: str = "") -> list[str]:
+    """The paths of what was kept of a session, and of one test where one is named."""
+    return [kept.path for kept in record.evidence.values() if kept.kind == kind and test in ("", kept.test)]
 
 
 def _waits(within: Span, name: str, created: list[TimedSession], had: list[TimedSession]) -> Waits:

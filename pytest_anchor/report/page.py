@@ -6,14 +6,16 @@ import json
 import time
 from base64 import b64encode
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 from ..errors import printable
 from .model import FAILURES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 MOST_FAILURES = 50  # that are written out
 MOST_LEFT = 20
@@ -54,11 +56,12 @@ class _Tile(NamedTuple):
     tone: str = ""
 
 
-def page_of(document: dict[str, Any], version: str) -> str:
+def page_of(document: dict[str, Any], version: str, images: Mapping[str, str]) -> str:
     """The page.
 
     :param document: what :func:`.document.document_of` made.
     :param version: this plugin's.
+    :param images: data URLs of screenshots, by their paths.
     """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -67,7 +70,7 @@ def page_of(document: dict[str, Any], version: str) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_read("page.html"))
     return template.render(
-        **_texts(document),
+        **_texts(document, images),
         version=version,
         run=document["run"],
         policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
@@ -92,7 +95,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _texts(document: dict[str, Any]) -> dict[str, Any]:
+def _texts(document: dict[str, Any], images: Mapping[str, str]) -> dict[str, Any]:
     """What the template has to say."""
     run, totals, lanes = document["run"], document["totals"], document["lanes"]
     failed = sum(totals["outcomes"].get(outcome, 0) for outcome in FAILURES)
@@ -118,7 +121,7 @@ def _texts(document: dict[str, Any]) -> dict[str, Any]:
         "live_text": f"Sessions open over time: at most {totals['most_at_once']} at once"
         + (f", of {run['max_sessions']} that the plan allows" if run["max_sessions"] else ""),
         "lanes_text": f"{_count(totals['sessions'], 'session')} of {workers} over {duration(run['seconds'])}",
-        **_failures(document, failed),
+        **_failures(document, failed, images),
     }
 
 
@@ -135,11 +138,11 @@ def _tiles(document: dict[str, Any], failed: int) -> Any:
         f"at most {totals['most_at_once']} at once"
         + (f", {run['max_sessions']} allowed" if run["max_sessions"] else ""),
     )
-    credits_used = totals.get("credits")
+    credits_used = totals["credits"]
     yield _Tile(
         "Browser time",
         duration(60 * totals["browser_minutes"]),
-        "" if credits_used is None else f"{credits_used:g} credits",
+        "" if credits_used is None else f"{credits_used:.4g} credits",
     )
     share = waited / sum(waits.values()) if sum(waits.values()) else 0.0
     yield _Tile("Tests waited", duration(waited), f"{share:.0%} of their time")
@@ -199,9 +202,10 @@ def _no_estimate(document: dict[str, Any]) -> str:
     return "No option would have saved much: the time is the tests' own."
 
 
-def _failures(document: dict[str, Any], failed: int) -> dict[str, Any]:
-    lanes = document["lanes"]
-    failures = [
+def _failures(document: dict[str, Any], failed: int, images: Mapping[str, str]) -> dict[str, Any]:
+    lanes, sessions = document["lanes"], document["sessions"]
+    failures = ((number, test) for number, test in enumerate(document["tests"]) if test["outcome"] in FAILURES)
+    written_out = [
         {
             "number": number,
             "test": _name(test["test"]),
@@ -209,14 +213,21 @@ def _failures(document: dict[str, Any], failed: int) -> dict[str, Any]:
             "lane": _name(lanes[test["lane"]]),
             "at": _clock(test["began"]),
             "took": duration(test["ended"] - test["began"]),
-            "screenshots": test.get("screenshots", ()),
+            "screenshots": [images[path] for path in test["screenshots"] if path in images],
+            "files": [
+                (kind, f"./{quote(path)}")
+                for kind, paths in (
+                    ("screenshot", (path for path in test["screenshots"] if path not in images)),
+                    ("recording", (path for one in test["sessions"] for path in sessions[one]["recordings"])),
+                )
+                for path in paths
+            ],
         }
-        for number, test in enumerate(document["tests"])
-        if test["outcome"] in FAILURES
+        for number, test in islice(failures, MOST_FAILURES)
     ]
     more = failed - MOST_FAILURES
     return {
-        "failures": failures[:MOST_FAILURES],
+        "failures": written_out,
         "failures_total": failed,
         "failures_more": f"{more} more are in the table of tests." if more > 0 else "",
     }
@@ -233,7 +244,7 @@ def _data(document: dict[str, Any]) -> str:
         "live": document["live"],
         "running": not _is_over(document["run"]),
         "tests": _by_column(tests, ("screenshots",)),
-        "sessions": _by_column(sessions, ("command",)),
+        "sessions": _by_column(sessions, ("command", "recordings")),
     }
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 

@@ -185,6 +185,19 @@ def test_a_clock_that_was_set_back(run):
     assert min(drawn(run).tests[0].waits) >= 0
 
 
+def test_credits_are_what_the_api_told(run):
+    assert picture_of(run.state, "finished", BEGAN).credits is None
+    assert picture_of(run.state, "finished", BEGAN, 5.1).credits == 5.1
+
+
+def test_a_record_whose_beginning_is_of_no_time_that_can_be(run):
+    run.session("a", 0, 1, 2, 3)
+    (record,) = run.state.records.values()
+    record.begun_at, record.time = None, float("nan")
+    (session,) = drawn(run).sessions
+    assert (session.begun, session.created, session.lost) == (0, 0, None)
+
+
 def test_an_empty_record():
     picture = picture_of(RecordedRun().state, "finished", BEGAN)
     assert (picture.seconds, picture.sessions, picture.tests, picture.peak) == (0, [], [], 0)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Mapping
 from html.parser import HTMLParser
 
 import pytest
 from pictures import BEGAN, ERROR, RecordedRun, busy
 
+from pytest_anchor.report import images
 from pytest_anchor.report.document import document_of
+from pytest_anchor.report.images import PNG
 from pytest_anchor.report.model import picture_of
 from pytest_anchor.report.page import MOST_FAILURES, duration, page_of
 
@@ -45,8 +49,8 @@ class Elements(HTMLParser):
             self.text[self._open] = data
 
 
-def page(run: RecordedRun, status: str = "finished") -> str:
-    return page_of(document_of(picture_of(run.state, status, BEGAN + 100)), "0.1.0")
+def page(run: RecordedRun, status: str = "finished", images: Mapping[str, str] = {}) -> str:
+    return page_of(document_of(picture_of(run.state, status, BEGAN + 100), "/ci"), "0.1.0", images)
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
@@ -147,6 +151,41 @@ def test_a_run_that_lasted_for_ages_has_a_page():
     run = RecordedRun()
     run.session("a", 0, 9e10)
     page(run)
+
+
+def test_screenshots_and_recordings_of_failures():
+    run = RecordedRun()
+    for name, outcome in (("good", "passed"), ("bad", "failed")):
+        nonce = run.session(name, 0, 1, 4, 5)
+        for number in (1, 2):
+            run.note("evidence", nonce, 3, kind="screenshot", path=f"/ci/{name}/{number}.png", test=name)
+        run.note("evidence", nonce, 6, kind="recording", path=f'/ci/{name}/"><b>.mp4', test=name)
+        run.tested(name, 0, 5, nonce, outcome=outcome)
+    run.note("evidence", nonce, 3, kind="screenshot", path="/ci/other.png", test="another")
+    elements = Elements(page(run, images={"bad/1.png": "data:image/png;base64,AAAA"})).found
+    assert [attrs["src"] for tag, attrs in elements if tag == "img"] == ["data:image/png;base64,AAAA"]
+    assert [attrs["href"] for tag, attrs in elements if tag == "a"][1:] == ["./bad/2.png", "./bad/%22%3E%3Cb%3E.mp4"]
+
+
+@pytest.mark.parametrize("image", ["there", "none", "a pipe", "a link", "another kind", "too large"])
+def test_images_within_bounds(tmp_path, image, monkeypatch):
+    path = tmp_path / "1.png"
+    if image == "a pipe":
+        os.mkfifo(path)
+    elif image == "a link":
+        (tmp_path / "other").write_bytes(PNG)
+        path.symlink_to("other")
+    elif image != "none":
+        path.write_bytes(b"GIF89a" if image == "another kind" else PNG + b"x" * 100)
+        monkeypatch.setattr(images, "MOST_OF_ONE", 50 if image == "too large" else 1000)
+    assert list(images.embedded(["1.png"], tmp_path)) == (["1.png"] if image == "there" else [])
+
+
+def test_images_within_bounds_of_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MOST_OF_ALL", 250)
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(PNG + b"x" * 100)
+    assert list(images.embedded([f"{number}.png" for number in range(3)], tmp_path)) == ["0.png", "1.png"]
 
 
 @pytest.mark.parametrize(

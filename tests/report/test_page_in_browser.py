@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fault_server import PNG
 from pictures import BEGAN, RecordedRun, busy
 from playwright.sync_api import Page, expect, sync_playwright
 
@@ -126,6 +127,20 @@ def test_a_failure_is_shown_in_the_timeline(open_page, run):
     page.get_by_role("region", name="Failures").get_by_role("button", name="Show in the timeline").click()
     expect(page.locator("#detail")).to_contain_text("tests/test_shop.py::test_1 [gw0]")
     expect(page.locator("#lanes")).to_be_focused()
+
+
+def test_a_screenshot_is_enlarged(open_page, run, tmp_path):
+    (tmp_path / "1.png").write_bytes(PNG)
+    run.note(
+        "evidence", "run-2", 15, kind="screenshot", path=str(tmp_path / "1.png"), test="tests/test_shop.py::test_1"
+    )
+    page = open_page(run)
+    image = page.get_by_role("img", name="Screenshot of tests/test_shop.py::test_1")
+    assert image.evaluate("image => image.complete && image.naturalWidth") == 1
+    button = page.get_by_role("button", name="Enlarge the screenshot of tests/test_shop.py::test_1")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(button).to_have_class("shot large")
 
 
 def test_the_table_is_sorted_and_searched(open_page, run):

@@ -6,12 +6,13 @@ import json
 import re
 import signal
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_server import KEY, FaultServer, slow, status
+from fault_server import KEY, PNG, FaultServer, slow, status
 from real_runs import Suite, environment, until
 
 from pytest_anchor.__main__ import main
@@ -64,6 +65,9 @@ def test_data(suite):
         ("test_it.py::test_it[2]", "passed"),
     ]
     assert document["totals"]["sessions"] == len(document["sessions"]) == 3
+    screenshots = [test["screenshots"] for test in document["tests"]]
+    assert [len(paths) for paths in screenshots] == [0, 1, 0]
+    assert (suite.folder / screenshots[1][0]).read_bytes() == PNG
     assert not suite.runs
 
 
@@ -73,6 +77,7 @@ def test_a_page_in_a_folder_that_is_made_for_it(suite):
     page = (suite.folder / "ci/artifacts/run.html").read_text()
     assert page.startswith("<!doctype html>")
     assert "test_it.py::test_it[1]" in page
+    assert page.count(f"data:image/png;base64,{b64encode(PNG).decode()}") == 1
     assert KEY not in page
     assert [path.name for path in (suite.folder / "ci/artifacts").iterdir()] == ["run.html"]
 

@@ -40,7 +40,7 @@ class PictureWriter:
         thread.join(WRITE_TIMEOUT)
         if thread.is_alive():
             problems.append(f"it is not done after {WRITE_TIMEOUT:.0f} s")
-        path = printable(str(self._path))
+        path = printable(str(self._path), 4096)
         if problems:
             return [Line(f"the picture of the run could not be written to {path}: {problems[0]}", YELLOW)]
         return [Line(f"the picture of the run is in {path}")]

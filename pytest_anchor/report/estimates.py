@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator
-from contextlib import suppress
 from heapq import heappop, heappush
 from itertools import count, groupby, islice
 from statistics import fmean
@@ -26,7 +25,7 @@ LEAST_SECONDS = 1.0  # that an estimate must save,
 LEAST_PART = 0.03  # and of the run's time
 WORTH_MORE = 1.1  # times what half the number saves: what a larger number must save
 MARGIN = 0.05  # seconds between a window of the rate limit and the next
-ADMISSION = -1.0  # what a worker waits for that is to create a session
+ADMISSION, DONE = -1.0, -2.0  # what a worker yields in the place of a moment
 
 _Work = Generator[float, float, Any]
 
@@ -220,8 +219,7 @@ class _Limits:
                 self._free += freed
             else:
                 done = now
-                with suppress(StopIteration):
-                    self._resume(worker, worker.send(now))
+                self._resume(worker, worker.send(now))
             self._serve(now)
         return None if self._waiting else done
 
@@ -241,7 +239,7 @@ class _Limits:
     def _resume(self, worker: _Work, moment: float) -> None:
         if moment == ADMISSION:
             self._waiting.append(worker)
-        else:
+        elif moment != DONE:
             self._at(moment, worker, 0)
 
     def _at(self, moment: float, worker: _Work | None, freed: int) -> None:
@@ -280,7 +278,10 @@ class _Worker:
         self._ahead: deque[float] = deque()  # when what is created ahead is there
 
     def work(self, start: float = 0.0) -> _Work:
-        """Run tests until there are none: yields the moment when it goes on, or ADMISSION; is sent the time."""
+        """Run tests until there are none: yields when it goes on, and is sent the time.
+
+        It yields ADMISSION in order to create a session, and DONE at last.
+        """
         now = yield start
         while self._queue:
             job = self._queue.popleft()
@@ -298,6 +299,7 @@ class _Worker:
                 self._limits.release(now + job.end, job.slots)
                 if not self._options.in_background:
                     now = yield now + job.end
+        yield DONE
 
     def _create(self, job: _Job, now: float) -> _Work:
         if not job.slots:

@@ -213,11 +213,16 @@ def test_estimates_hold(suite):
     suite.server.fail_always("POST", slow(0.6))
     suite.server.fail_always("DELETE", slow(0.2))
     suite.run("--anchor-report", "run.json")
-    estimates = {one["options"]: one["seconds"] for one in drawn(suite)["estimates"]}
+    first = drawn(suite)
+    estimates = {one["options"]: one["seconds"] for one in first["estimates"]}
     assert {"--anchor-prefetch 1", "--anchor-end background", "-n 2"} <= estimates.keys()
     for options, workers, arguments in (
         ("--anchor-prefetch 1", 0, ["--anchor-prefetch", "1"]),
         ("-n 2", 2, []),
     ):
         suite.run("--anchor-report", "next.json", *arguments, workers=workers)
-        assert drawn(suite, "next.json")["run"]["seconds"] == pytest.approx(estimates[options], rel=0.15)
+        second = drawn(suite, "next.json")
+        # On a machine that is busier by now, the tests' own work takes longer, of which the estimate cannot know.
+        own = [document["totals"]["test_seconds"]["own"] for document in (first, second)]
+        busier = max(own[1] - own[0], 0.0) / max(workers, 1)
+        assert second["run"]["seconds"] - busier == pytest.approx(estimates[options], rel=0.15)

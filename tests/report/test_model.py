@@ -50,6 +50,12 @@ def test_creations_at_once_are_waited_for_once(run):
     assert drawn(run).tests[0].waits == (0, 0, 2, 1)
 
 
+def test_what_is_waited_for_at_once_counts_once(run):
+    """A thread of the test ends one session while another creates the next."""
+    run.tested("a", 0, 9, run.session("a", 0, 1, 2, 4, ended_by="test"), run.session("a", 3, 5, 8, 9))
+    assert drawn(run).tests[0].waits == (0, 0, 3, 2)
+
+
 def test_a_session_of_several_tests_is_waited_for_by_the_first(run):
     nonce = run.session("a", 0, 2, 6, 7)
     run.tested("a", 0, 3, nonce)

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from ..registry.records import Wait
 from ..reporting.summary import end_command
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ class TimedSession(NamedTuple):
     :param created: when the session was there, or was found; ``None`` if it never was.
     :param ending: when its end began, ``None`` if it never did.
     :param ended: when it was confirmed to be over, ``None`` if it was not.
-    :param state: ``ended``, ``open``, or ``lost`` if it may be open.
-    :param ended_by: ``test``, ``teardown``, ``sweep``, ``reaper``, ``recovery``, or ``""``.
+    :param state: ``ended``, ``open``, ``kept`` open for a while, or ``lost`` if it may be open.
+    :param ended_by: ``test``, ``teardown``, ``keeper``, ``sweep``, ``reaper``, ``recovery``, or ``""``.
     :param already: whether it was over when its end was tried.
     :param ahead: whether it was created before a test asked for it.
     :param unused: whether no test ever did.
@@ -163,7 +164,7 @@ class Picture(NamedTuple):
 def picture_of(state: State, status: Status, now: float, credits_used: float | None = None) -> Picture:
     """What the record of a run shows.
 
-    :param now: in seconds since the epoch, where a run that goes on has come to.
+    :param now: in seconds since the epoch.
     """
     began, ended = _span(state, now, is_running=status == "running")
     shown = [record for record in list(state.records.values()) if record.state != "refused"]
@@ -182,7 +183,14 @@ def picture_of(state: State, status: Status, now: float, credits_used: float | N
         for session in had[key]:
             tests_of[session].append(number)
     sessions = [
-        _timed_session(record, state, began, lane_of[record.owner], tests_of[number])
+        _timed_session(
+            record,
+            state.waits.get(record.nonce, Wait(0.0, 0.0)),
+            began,
+            lane=lane_of[record.owner],
+            tests=tests_of[number],
+            state=_state(record, now),
+        )
         for number, record in enumerate(shown)
     ]
     return Picture(
@@ -241,9 +249,18 @@ def _lost_at(record: Record) -> float | None:
     return record.time if record.begun_at is not None and record.time > record.begun_at else None
 
 
-def _timed_session(record: Record, state: State, run_began: float, lane: int, tests: list[int]) -> TimedSession:
+def _state(record: Record, now: float) -> str:
+    if record.unresolved:
+        return "lost"
+    if record.open:
+        return "kept" if (record.kept_until or 0.0) > now else "open"
+    return "ended"
+
+
+def _timed_session(
+    record: Record, wait: Wait, run_began: float, *, lane: int, tests: list[int], state: str
+) -> TimedSession:
     begun = record.begun_at or record.created_at or run_began
-    wait = state.waits.get(record.nonce)
     lost = _lost_at(record)
     created = max(record.created_at or 0.0, begun) if record.id else None
     since = begun if created is None else created  # a clock that was set back makes no negative span
@@ -256,14 +273,14 @@ def _timed_session(record: Record, state: State, run_began: float, lane: int, te
     return TimedSession(
         lane=lane,
         test=record.test,
-        asked=_round(max(begun - (wait.rate + wait.slot if wait else 0.0) - run_began, 0.0)),
-        slot=wait.slot if wait else 0.0,
+        asked=_round(max(begun - wait.rate - wait.slot - run_began, 0.0)),
+        slot=wait.slot,
         begun=_round(begun - run_began),
         lost=moment(lost),
         created=moment(created),
         ending=moment(ending),
         ended=moment(ended),
-        state="lost" if record.unresolved else "open" if record.open else "ended",
+        state=state,
         ended_by=record.ended_by,
         already=record.already,
         ahead=record.ahead or record.taken,
@@ -271,8 +288,8 @@ def _timed_session(record: Record, state: State, run_began: float, lane: int, te
         waited=record.waited,
         retried=record.retried,
         tests=tests,
-        id=record.id if record.open else None,
-        command=end_command(record) if record.open else None,
+        id=record.id if state == "open" else None,
+        command=end_command(record) if state == "open" else None,
         recordings=_kept(record, "recording"),
     )
 
@@ -340,6 +357,7 @@ def _counts(state: State, sessions: list[TimedSession]) -> dict[str, int]:
     return {
         "sessions": sum(session.created is not None for session in sessions),
         "open": sum(session.state == "open" for session in sessions),
+        "kept": sum(session.state == "kept" for session in sessions),
         "unresolved": sum(session.state == "lost" for session in sessions),
         "ended_by_tests": sum(session.ended_by == "test" for session in sessions),
         "swept": sum(session.ended_by == "sweep" for session in sessions),

@@ -203,7 +203,7 @@ const drawBars = (brush, strip) => {
       brush.fillStyle = colors.failed;
       brush.fillRect(Math.max(x(session.until) - 2, gutter), top - 2, 2, BAR + 4);
     }
-    if (session.state !== "ended" && !running) {
+    if ((session.state === "open" || session.state === "lost") && !running) {
       brush.fillStyle = colors.failed;
       brush.fillText("▸", Math.min(x(session.until), width) - 9, top + BAR / 2);
     }
@@ -306,7 +306,7 @@ const choose = (session, reveal = true) => {
     if (strip.top < scroll.scrollTop || strip.top + strip.height > scroll.scrollTop + scroll.clientHeight) scroll.scrollTop = strip.top - scroll.clientHeight / 2;
   } else draw();
   const box = by("detail"), list = document.createElement("dl");
-  const ends = { test: "by the test", teardown: "at teardown", sweep: "by the final sweep", reaper: "by the reaper, after the run was killed", recovery: "by a later run" };
+  const ends = { test: "by the test", teardown: "at teardown", keeper: "after it was kept open", sweep: "by the final sweep", reaper: "by the reaper, after the run was killed", recovery: "by a later run" };
   if (session.asked < session.begun) fact(list, "waited for the plan", span(session.begun - session.asked));
   if (session.lost !== null) fact(list, "creation", `no answer after ${span(session.lost - session.begun)}`);
   else if (session.created !== null) fact(list, "created", `at ${clock(session.created)}, in ${span(session.created - session.begun)}${session.ahead ? ", ahead of its test" : ""}${session.retried ? `, tried ${session.retried + 1} times` : ""}`);
@@ -316,7 +316,7 @@ const choose = (session, reveal = true) => {
   const used = session.parts.reduce((sums, [from, to, phase]) => (sums[phase] += to - from, sums), NAMES.map(() => 0));
   if (session.created !== null) fact(list, "used", `${span(used[OWN] + used[FAILED])} of ${span((session.ended ?? seconds) - session.created)}`);
   if (session.ended !== null) fact(list, "ended", `at ${clock(session.ended)} ${session.already ? "already, by itself" : ends[session.ended_by] ?? ""}`);
-  else fact(list, "ended", running ? "not yet" : session.state === "lost" ? "not known to exist" : "not confirmed");
+  else fact(list, "ended", running || session.state === "kept" ? "not yet" : session.state === "lost" ? "not known to exist" : "not confirmed");
   if (session.id) fact(list, "id", session.id);
   box.replaceChildren(Object.assign(document.createElement("h3"), { textContent: `${title(session)} [${lanes[session.lane]}]` }), list);
 };

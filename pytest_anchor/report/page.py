@@ -99,7 +99,9 @@ def _texts(document: dict[str, Any], images: Mapping[str, str]) -> dict[str, Any
     """What the template has to say."""
     run, totals, lanes = document["run"], document["totals"], document["lanes"]
     failed = sum(totals["outcomes"].get(outcome, 0) for outcome in FAILURES)
-    left = [session for session in document["sessions"] if session["state"] != "ended"] if _is_over(run) else []
+    left = (
+        [session for session in document["sessions"] if session["state"] in ("open", "lost")] if _is_over(run) else []
+    )
     workers = f"{len(lanes)} workers" if len(lanes) > 1 else "one process"
     began = time.gmtime(min(run["began"], 2**40))
     headline = f"{_count(totals['tests'], 'test')} in {_count(totals['sessions'], 'session')}"
@@ -181,6 +183,7 @@ def _notes(document: dict[str, Any]) -> Any:
             yield text
     for name, one, many in (
         ("retried", "creation was retried", "creations were retried"),
+        ("kept", "session is kept open for a while", "sessions are kept open for a while"),
         ("swept", "session was left to the final sweep", "sessions were left to the final sweep"),
         ("recovered", "session was ended after the run's death", "sessions were ended after the run's death"),
         ("ended_by_themselves", "session ended by itself", "sessions ended by themselves"),

@@ -100,6 +100,16 @@ def test_ids_are_there_only_where_a_session_may_run():
     assert "1 session not confirmed to be over" in made
 
 
+def test_a_session_that_is_kept_has_not_leaked():
+    run = RecordedRun()
+    nonce = run.session("kept", 0, 1)
+    run.note("kept", nonce, 5, until=BEGAN + 900)
+    made = page(run)
+    assert "1 session is kept open for a while" in made
+    assert "session-1" not in made
+    assert "not confirmed to be over" not in made
+
+
 def test_a_run_that_goes_on_has_leaked_nothing():
     run = RecordedRun()
     run.session("a", 0, 1)

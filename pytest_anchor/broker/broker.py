@@ -495,7 +495,7 @@ class Broker:
                     if self._has_listed and self._run.read().settled:
                         self._run.remove()
             if self._run is not None and not self.processes.living:
-                self._picture.write(self._run.state)
+                self._picture.write_late(self._run.state)
             with self._lock:  # a process connects before this, and keeps the broker, or after it, and finds it gone
                 if not self.processes.living:
                     self._over.set()

@@ -290,7 +290,7 @@ def _timed_session(
         tests=tests,
         id=record.id if state == "open" else None,
         command=end_command(record) if state == "open" else None,
-        recordings=_kept(record, "recording"),
+        recordings=_evidence(record, "recording"),
     )
 
 
@@ -312,11 +312,11 @@ def _timed_tests(
         first, last = bisect_left(begins, (within[0] - INEXACT, -1)), bisect_left(begins, (within[1], len(sessions)))
         created = [sessions[number] for _, number in begins[first:last]]
         waits = _waits(within, name, created, [sessions[number] for number in had])
-        shown = [path for number in had for path in _kept(records[number], "screenshot", name)]
+        shown = [path for number in had for path in _evidence(records[number], "screenshot", name)]
         yield TimedTest(name, lane, *within, test.outcome, test.rerun, had, waits, shown)
 
 
-def _kept(record: Record, kind: str, test: str = "") -> list[str]:
+def _evidence(record: Record, kind: str, test: str = "") -> list[str]:
     """The paths of what was kept of a session, and of one test where one is named."""
     return [kept.path for kept in record.evidence.values() if kept.kind == kind and test in ("", kept.test)]
 

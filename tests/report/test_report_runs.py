@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,13 @@ from typing import Any
 
 import pytest
 from fault_server import KEY, PNG, FaultServer, slow, status
+from pictures import one_after_the_other
 from real_runs import Suite, environment, until
 
 from pytest_anchor.__main__ import main
+from pytest_anchor.broker import picture
+from pytest_anchor.broker.picture import PictureWriter
+from pytest_anchor.report import write
 
 SUITE = """
 import pytest
@@ -226,3 +232,37 @@ def test_estimates_hold(suite):
         own = [document["totals"]["test_seconds"]["own"] for document in (first, second)]
         busier = max(own[1] - own[0], 0.0) / max(workers, 1)
         assert second["run"]["seconds"] - busier == pytest.approx(estimates[options], rel=0.15)
+
+
+def test_what_another_run_has_drawn_meanwhile_stays(tmp_path, settings):
+    path = tmp_path / "run.json"
+    path.write_text("an earlier run's")
+    os.utime(path, (1, 1))
+    run = one_after_the_other(2)
+    writer = PictureWriter(settings._replace(report=str(path)))
+    for _ in range(2):
+        writer.write_late(run.state)
+        assert len(json.loads(path.read_text())["tests"]) == 2
+    path.write_text("a later run's")
+    later = time.time() + 1
+    os.utime(path, (later, later))
+    writer.write_late(run.state)
+    assert path.read_text() == "a later run's"
+    writer.write(run.state)
+    assert path.read_text() != "a later run's"
+
+
+def test_the_end_of_a_run_does_not_wait_for_long(tmp_path, settings, monkeypatch):
+    monkeypatch.setattr(picture, "WRITE_TIMEOUT", 0.05)
+    monkeypatch.setattr(write, "write_report", lambda *_: time.sleep(1))
+    (line,) = PictureWriter(settings._replace(report=str(tmp_path / "run.json"))).write(one_after_the_other(2).state)
+    assert line.text.endswith("run.json: it is not done after 0 s")
+
+
+def test_a_defect_is_a_line_without_the_key(tmp_path, settings, monkeypatch):
+    def fail(*_):
+        raise ValueError(KEY)
+
+    monkeypatch.setattr(write, "write_report", fail)
+    (line,) = PictureWriter(settings._replace(report=str(tmp_path / "run.json"))).write(one_after_the_other(2).state)
+    assert line.text.endswith("run.json: ValueError: ***")

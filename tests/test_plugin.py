@@ -383,10 +383,10 @@ def test_the_registry_option(run: Runner, pytester: pytest.Pytester, server: Fau
     assert (records / ".gitignore").read_text().splitlines()[-1] == "*"
     (folder,) = (one for one in records.iterdir() if one.is_dir())
     events = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events][:3] == ["intent", "created", "failed"]
-    assert events[0]["test"] == "below/test_a.py::test_a"
-    assert events[0]["owner"] == "main"
-    assert events[1]["id"] == server.alive[0]
+    assert [event["event"] for event in events][:4] == ["run", "intent", "created", "failed"]
+    assert events[1]["test"] == "below/test_a.py::test_a"
+    assert events[1]["owner"] == "main"
+    assert events[2]["id"] == server.alive[0]
 
 
 @pytest.mark.parametrize(

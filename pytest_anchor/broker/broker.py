@@ -386,7 +386,8 @@ class Broker:
                 write_small(self.settings.folder / KEPT_FILE, report.kept_text())
             values = report.as_values(verbose=verbose)
             self._picture.status = "interrupted" if interrupted or not should_continue() else "finished"
-            values["lines"] += self._picture.write(report.state, report.credits)
+            if should_continue():  # else what is left is ended first
+                values["lines"] += self._picture.write(report.state, report.credits)
             if self._run is not None and report.settled and problem is None and should_continue():
                 with self._lock:
                     self._run.leave()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import math
@@ -16,14 +17,16 @@ from urllib.parse import quote
 import aiohttp
 from aiohttp import web
 
-from . import cdp
-from .config import Config
+from . import cdp, usage
+from .config import Config, parse_tags
 from .errors import ChromiumError, Refused
+from .live import LiveViews
 from .sessions import RUNNING, Session, Sessions, now, stamp
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Awaitable, Callable, Mapping
+
+    from .recording import Recording
 
 KEY_HEADER = "anchor-api-key"
 
@@ -33,10 +36,11 @@ _PAGE_SIZES = (10, 20, 50)
 _ORDERS: dict[str, Callable[[Session], str]] = {
     "created_at": lambda session: stamp(session.created),
     "session_id": lambda session: session.id,
-    # One key and no credits: the order stays that of creation.
-    "used_credits": lambda _: "",
+    # There is one key: the order stays that of creation.
     "api_key_name": lambda _: "",
 }
+_MOST_PERIODS = 1000
+_SCREENSHOT_TIMEOUT = 10.0  # seconds
 # No session here has any of these, so asking for those that have one finds none.
 _NEVER = ("task_initiated", "playground", "proxy", "extra_stealth")
 
@@ -50,6 +54,7 @@ class Api:
         self._base = ""
         self._hosts: frozenset[str] = frozenset()
         self._requests: dict[str, _Request] = {}
+        self._live = LiveViews(sessions)
         self.app = web.Application(middlewares=[self._guard])
         self.app.add_routes(
             [
@@ -61,13 +66,23 @@ class Api:
                 web.get("/v1/sessions/async/{request_id}/status", self._async_status),
                 web.delete("/v1/sessions/all", self._end_all),
                 web.get("/v1/sessions/all/status", self._status),
+                web.get("/v1/sessions/history", self._history),
                 web.get("/v1/sessions/{session_id}", self._get),
                 web.delete("/v1/sessions/{session_id}", self._end),
                 web.get("/v1/sessions/{session_id}/pages", self._pages),
                 web.get("/v1/sessions/{session_id}/screenshot", self._screenshot),
-                web.get("/live/{session_id}", self._live),
+                web.get("/v1/sessions/{session_id}/tags", self._tags),
+                web.put("/v1/sessions/{session_id}/tags", self._retag),
+                web.delete("/v1/sessions/{session_id}/tags", self._untag),
+                web.get("/v1/sessions/{session_id}/recordings", self._recordings),
+                web.get("/v1/sessions/{session_id}/recordings/{recording_id}/fetch", self._fetch),
+                web.get("/recordings/{session_id}/{secret}.mp4", self._mp4),
+                web.get("/live/{view}", self._live.page),
+                web.get("/live/{view}/socket", self._live.socket),
             ]
         )
+        # Their addresses cannot be guessed, and are for what has no key: a person's browser, a video player.
+        self._keyless = (self._fetch, self._mp4, self._live.page, self._live.socket)
 
     def listen(self, host: str, port: int) -> str:
         """Take the address that the server got, and return the base URL."""
@@ -87,6 +102,8 @@ class Api:
             return await handler(request)
         except Refused as refusal:
             return _error(refusal.code, refusal.message, refusal.headers)
+        except web.HTTPRedirection:
+            raise
         except web.HTTPException as answer:
             allow = {"Allow": answer.headers["Allow"]} if "Allow" in answer.headers else None
             return _error(answer.status, f"{answer.reason}: {request.method} {request.path}", allow)
@@ -99,8 +116,12 @@ class Api:
         # page that scripts a request sends an Origin. No client of the API sends one.
         if request.headers.get("Host", "").lower() not in self._hosts:
             raise Refused(403, "The Host header names another server than this one.")
-        if "Origin" in request.headers:
+        origin = request.headers.get("Origin")
+        handler = request.match_info.handler
+        if origin is not None and not (handler == self._live.socket and origin == f"http://{request.host}"):
             raise Refused(403, "This API is not for pages in a browser.")
+        if handler in self._keyless:
+            return
         # A WebSocket's client cannot always set headers, so Anchor takes its key from the address.
         key = request.query.get("apiKey", "") if request.path == "/" else request.headers.get(KEY_HEADER, "")
         if not hmac.compare_digest(key.encode(errors="surrogateescape"), self._key):
@@ -146,7 +167,7 @@ class Api:
         return {
             name: session.id,
             "cdp_url": f"{socket}/?apiKey={key}&sessionId={session.id}",
-            "live_view_url": f"{self._base}/live/{session.id}",
+            "live_view_url": f"{self._base}/live/{session.view}",
         }
 
     async def _end(self, request: web.Request) -> web.StreamResponse:
@@ -169,29 +190,50 @@ class Api:
         if limit not in _PAGE_SIZES:
             raise Refused(400, "limit must be 10, 20 or 50.")
         by, order = query.get("sort_by", "created_at"), query.get("sort_order", "asc")
-        if by not in _ORDERS or order not in ("asc", "desc"):
-            raise Refused(400, f"sort_by must be one of {', '.join(_ORDERS)}; sort_order asc or desc.")
+        if by not in (*_ORDERS, "used_credits") or order not in ("asc", "desc"):
+            raise Refused(400, f"sort_by must be one of {', '.join(_ORDERS)}, used_credits; sort_order asc or desc.")
         found = self._filtered(query)
         if "status" in query:
             found = [session for session in found if session.status == query["status"]]
         for term in _terms(query, "search"):
-            found = [each for each in found if any(term.lower() in tag.lower() for tag in each.config.tags)]
-        found.sort(key=_ORDERS[by], reverse=order == "desc")
+            found = [each for each in found if any(term.lower() in tag.lower() for tag in each.tags)]
+        found.sort(key=self._sessions.cost if by == "used_credits" else _ORDERS[by], reverse=order == "desc")
         return _data(
             {
-                "sessions": [_history(each) for each in islice(found, (page - 1) * limit, page * limit)],
+                "sessions": [self._item(each) for each in islice(found, (page - 1) * limit, page * limit)],
                 "total": len(found),
                 "page": page,
                 "total_pages": math.ceil(len(found) / limit),
             }
         )
 
+    def _item(self, session: Session) -> dict[str, Any]:
+        return {
+            "id": session.id,
+            "status": session.status,
+            "tags": session.tags,
+            "headless": session.config.headless,
+            "recording": session.recording is not None,
+            "used_credits": "N/A" if session.status == RUNNING else self._sessions.cost(session),
+            "proxy_bytes": 0,
+            "proxy_type": None,
+            "steps": 0,
+            "duration": int(session.seconds),
+            "created_at": stamp(session.created),
+            "user_configuration": session.config.body,
+            "task_initiated": False,
+            "task_executions_count": 0,
+            "api_key_name": "local",
+            "browser_ip": None,
+            "domains": None,
+        }
+
     async def _status(self, request: web.Request) -> web.StreamResponse:
         items = [
             {
                 "session_id": session.id,
                 "status": session.status,
-                "tags": session.config.tags,
+                "tags": session.tags,
                 "created_at": stamp(session.created),
             }
             for session in self._filtered(request.query)
@@ -207,33 +249,65 @@ class Api:
             return []
         return list(found)
 
-    async def _get(self, request: web.Request) -> web.StreamResponse:
+    async def _history(self, request: web.Request) -> web.StreamResponse:
+        query = request.query
+        granularity = query.get("granularity", "day")
+        if granularity not in usage.PERIODS:
+            raise Refused(400, f"granularity must be one of {', '.join(usage.PERIODS)}.")
+        # A list may come as one value or as several.
+        metrics = [name for value in query.getall("metrics", ["session_count"]) for name in value.split(",")]
+        if not set(metrics) <= set(usage.METRICS):
+            raise Refused(400, f"metrics must be among {', '.join(usage.METRICS)}.")
+        page, limit = _number(query, "page", 1), _number(query, "limit", 100)
+        if page < 1 or not 1 <= limit <= _MOST_PERIODS:
+            raise Refused(400, f"page counts from 1, and limit is from 1 to {_MOST_PERIODS}.")
+        found = self._sessions.find((), _moment(query, "from_date"), _moment(query, "to_date"))
+        uses = [usage.Use(each.created, each.seconds, self._sessions.cost(each)) for each in found]
+        return _json(usage.history(uses, granularity, metrics, page, limit))
+
+    def _known(self, request: web.Request) -> Session:
         session = self._sessions.get(request.match_info["session_id"])
         if session is None:
             raise Refused(404, "Session not found.")
+        return session
+
+    async def _get(self, request: web.Request) -> web.StreamResponse:
+        session = self._known(request)
         return _data(
             {
                 "session_id": session.id,
                 "team_id": "local",
-                "duration": session.duration,
+                "duration": int(session.seconds),
                 "status": session.status,
-                "credits_used": 0,
+                "credits_used": self._sessions.cost(session),
                 "configuration": session.config.body,
                 "playground": False,
                 "proxy_bytes": 0,
                 "tokens": {},
                 "steps": 0,
-                "tags": session.config.tags,
+                "tags": session.tags,
                 "created_at": stamp(session.created),
             }
         )
+
+    async def _tags(self, request: web.Request) -> web.StreamResponse:
+        return _data({"tags": self._known(request).tags})
+
+    async def _retag(self, request: web.Request) -> web.StreamResponse:
+        session = self._known(request)
+        self._sessions.tag(session, parse_tags(await request.read()))
+        return _data({"status": "success", "tags": session.tags})
+
+    async def _untag(self, request: web.Request) -> web.StreamResponse:
+        self._sessions.tag(self._known(request), ())
+        return _data({"status": "success", "tags": []})
 
     async def _billing(self, _: web.Request) -> web.StreamResponse:
         cap = self._sessions.cap
         return _data(
             {
                 "credits": 0,
-                "credits_used": 0,
+                "credits_used": sum(map(self._sessions.cost, self._sessions.find())),
                 "included_credits": 0,
                 "billing_period": now().strftime("%Y-%m"),
                 "tier": "local",
@@ -256,7 +330,7 @@ class Api:
                     "id": page["id"],
                     "title": page["title"],
                     "url": page["url"],
-                    "frontend_url": f"{self._base}/live/{session.id}?page={page['id']}",
+                    "frontend_url": f"{self._base}/live/{session.view}?page={page['id']}",
                 }
                 for page in pages
             ]
@@ -270,12 +344,58 @@ class Api:
         if session.chromium is None:
             return _json({"error": "The backend runs without browsers (--browserless)."}, 500)
         try:
-            return web.Response(body=await session.chromium.screenshot(), content_type="image/png")
+            picture = await asyncio.wait_for(session.chromium.screenshot(), _SCREENSHOT_TIMEOUT)
+            return web.Response(body=picture, content_type="image/png")
+        except asyncio.TimeoutError:
+            reason = f"the page gave none within {_SCREENSHOT_TIMEOUT:g} s, as one that shows a dialog."
         except (ChromiumError, aiohttp.ClientError) as error:
-            return _json({"error": f"No screenshot could be taken: {error}"}, 500)
+            reason = str(error)
+        return _json({"error": f"No screenshot could be taken: {reason}"}, 500)
 
-    async def _live(self, _: web.Request) -> web.StreamResponse:
-        raise Refused(404, "The local backend has no live view; the real Anchor has.")
+    # The recording
+
+    async def _recordings(self, request: web.Request) -> web.StreamResponse:
+        session = self._known(request)
+        made = [session.recording] if session.recording and session.recording.size else []
+        items = [
+            {
+                "id": recording.id,
+                "is_primary": True,
+                "file_link": self._file(session, recording),
+                "suggested_file_name": f"{session.id}.mp4",
+                "duration": f"{recording.duration:.1f}",
+                "size": recording.size,
+                "created_at": stamp(recording.created),
+            }
+            for recording in made
+        ]
+        return _data({"count": len(items), "items": items})
+
+    async def _fetch(self, request: web.Request) -> web.StreamResponse:
+        session = self._known(request)
+        recording = session.recording
+        if recording is None:
+            # The real API's words and status for one that is to be deleted: to ask again does not help.
+            raise Refused(400, f"Recording feature is disabled for this session. {_why_disabled(session)}")
+        if request.match_info["recording_id"] not in ("primary", recording.id):
+            raise Refused(404, "Recording not found.")
+        if not recording.size:
+            raise Refused(500 if recording.failed else 404, f"Recording not found. {recording.state}")
+        # As at Anchor, it is somewhere else, where no key is needed.
+        raise web.HTTPFound(self._file(session, recording))
+
+    def _file(self, session: Session, recording: Recording) -> str:
+        return f"{self._base}/recordings/{session.id}/{recording.secret}.mp4"
+
+    async def _mp4(self, request: web.Request) -> web.StreamResponse:
+        recording = self._known(request).recording
+        if (
+            recording is None
+            or not recording.size
+            or not hmac.compare_digest(request.match_info["secret"].encode(), recording.secret.encode())
+        ):
+            raise Refused(404, "Recording not found.")
+        return web.FileResponse(recording.path, headers={"Content-Type": "video/mp4", "Cache-Control": "no-store"})
 
     async def _cdp(self, request: web.Request) -> web.StreamResponse:
         session = self._sessions.running(request.query.get("sessionId", ""))
@@ -299,26 +419,12 @@ class _Request:
         self.task = task
 
 
-def _history(session: Session) -> dict[str, Any]:
-    return {
-        "id": session.id,
-        "status": session.status,
-        "tags": session.config.tags,
-        "headless": session.config.headless,
-        "recording": False,
-        "used_credits": "N/A" if session.status == RUNNING else 0,
-        "proxy_bytes": 0,
-        "proxy_type": None,
-        "steps": 0,
-        "duration": session.duration,
-        "created_at": stamp(session.created),
-        "user_configuration": session.config.body,
-        "task_initiated": False,
-        "task_executions_count": 0,
-        "api_key_name": "local",
-        "browser_ip": None,
-        "domains": None,
-    }
+def _why_disabled(session: Session) -> str:
+    if not session.config.recording:
+        return 'The local backend records a session that asks for it: {"session": {"recording": {"active": true}}}.'
+    if session.chromium is None:
+        return "The backend runs without browsers (--browserless)."
+    return "The local backend needs an encoder: pip install 'pytest-anchor[recording]'."
 
 
 def _terms(query: Mapping[str, str], name: str) -> list[str]:

@@ -77,8 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve Anchor's sessions API on loopback, with a local Chromium for each session. "
         "The first two lines of output are the environment that a suite or the official SDK needs to use it. "
         "It ends with the process that started it.",
-        epilog="There is no live view, no recording, no proxy, no captcha solver and no stored profile or identity: "
-        "a session that asks for what a test would miss is refused with a 400.",
+        epilog="A session's live_view_url is a page that shows it and takes mouse and keyboard. A session created with "
+        '{"session": {"recording": {"active": true}}} is recorded as MP4, if pytest-anchor[recording] is installed. '
+        "There is no proxy, no captcha solver and no stored profile or identity: a session that asks for what a test "
+        "would miss is refused with a 400.",
     )
     parser.add_argument("--host", type=_loopback, default="127.0.0.1", help="loopback address (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=0, help="port; 0 takes any free one (default)")
@@ -93,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{name}-latency", type=_seconds, default=0.0, metavar="SECONDS", help=f"{name} this much later"
         )
+    parser.add_argument(
+        "--credits-per-hour",
+        type=_amount,
+        default=0.0,
+        metavar="N",
+        help="what the API says that a session costs (default: nothing)",
+    )
     parser.add_argument(
         "--key-from-stdin",
         action="store_true",
@@ -140,6 +149,13 @@ def _seconds(text: str) -> float:
         if 0 <= float(text) <= _DAY:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+
+
+def _amount(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1e6:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of credits")
 
 
 def _folder(text: str) -> Path:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _ACTIVE = {"active": bool}
 _NUMBER = (int, float)
@@ -52,7 +55,7 @@ _SHAPE: dict[str, Any] = {
 }
 
 # A test would notice that these are missing. What is on by default at Anchor and only adds to a
-# session (recording, ad blocking, tracing) is accepted, so that a suite runs unchanged.
+# session (ad blocking, tracing) is accepted, so that a suite runs unchanged.
 _BEYOND = (
     "session.proxy.active",
     "browser.captcha_solver.active",
@@ -85,6 +88,9 @@ class Config:
     height: int
     headless: bool
     web_security: bool
+    recording: bool
+    read_only: bool
+    one_time_url: bool
     idle_timeout: float | None
     max_duration: float | None
 
@@ -101,23 +107,47 @@ class Config:
                 raise Refused(400, f"The local backend cannot do {path}; the real Anchor can.")
         if _at(body, "browser.pdf_viewer.active") is False:
             raise Refused(400, "The local backend cannot turn browser.pdf_viewer off; the real Anchor can.")
-        tags = tuple(_at(body, "session.tags") or ())
-        if any("," in tag for tag in tags):
-            raise Refused(400, "session.tags: a tag cannot contain a comma, which separates tags in queries.")
+        tags = _tags(_at(body, "session.tags") or (), "session.tags")
         url = _at(body, "session.initial_url")
         if url is not None and not _URL.match(url):
             raise Refused(400, "session.initial_url must be an http, https, about or data URL.")
+        headless, one_time_url = (
+            bool(_at(body, path)) for path in ("browser.headless.active", "session.live_view.one_time_url")
+        )
+        if headless and one_time_url:
+            raise Refused(400, "session.live_view.one_time_url requires a headful browser.")
         return cls(
             body=body,
             tags=tags,
             initial_url=url,
             width=_pixels(body, "browser.viewport.width", 1440),
             height=_pixels(body, "browser.viewport.height", 900),
-            headless=bool(_at(body, "browser.headless.active")),
+            headless=headless,
             web_security=not _at(body, "browser.disable_web_security.active"),
+            recording=bool(_at(body, "session.recording.active")),
+            read_only=bool(_at(body, "session.live_view.read_only")),
+            one_time_url=one_time_url,
             idle_timeout=_minutes(body, "session.timeout.idle_timeout", 5),
             max_duration=_minutes(body, "session.timeout.max_duration", 20),
         )
+
+
+def parse_tags(raw: bytes) -> tuple[str, ...]:
+    """Check the body that replaces a session's tags.
+
+    :raises Refused: 400, it is malformed.
+    """
+    body = _load(raw)
+    _check(body, {"tags": [str]}, "")
+    if "tags" not in body:
+        raise Refused(400, "tags is required.")
+    return _tags(body["tags"], "tags")
+
+
+def _tags(tags: Iterable[str], path: str) -> tuple[str, ...]:
+    if any("," in tag for tag in tags):
+        raise Refused(400, f"{path}: a tag cannot contain a comma, which separates tags in queries.")
+    return tuple(tags)
 
 
 def _load(raw: bytes) -> dict[str, Any]:

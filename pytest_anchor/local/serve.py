@@ -38,6 +38,7 @@ async def serve(options: argparse.Namespace, key: str, watch: Callable[[], None]
         cap=options.cap,
         create_latency=options.create_latency,
         end_latency=options.end_latency,
+        credits_per_hour=options.credits_per_hour,
     )
     api = Api(sessions, key)
     runner = web.AppRunner(api.app, access_log=None, shutdown_timeout=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 import uuid
 from collections import defaultdict
@@ -11,6 +12,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from .errors import ChromiumError, Refused
+from .recording import Recordings
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from .chromium import Chromium, Launcher
     from .config import Config
     from .limits import RateLimit
+    from .recording import Recording
 
 RUNNING = "running"
 COMPLETED = "completed"
@@ -38,10 +41,18 @@ def stamp(moment: datetime) -> str:
 
 @dataclass(eq=False)
 class Session:
-    """One session, running or over."""
+    """One session, running or over.
+
+    :param view: the secret part of its live view's address, which takes no key.
+    :param viewed: whether somebody has opened the live view.
+    """
 
     config: Config
     chromium: Chromium | None = None
+    recording: Recording | None = None
+    tags: tuple[str, ...] = ()
+    view: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    viewed: bool = False
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     created: datetime = field(default_factory=now)
     status: str = RUNNING
@@ -51,9 +62,9 @@ class Session:
     timer: asyncio.TimerHandle | None = None
 
     @property
-    def duration(self) -> int:
-        """Seconds that it has run."""
-        return int((self.ended or time.monotonic()) - self.started)
+    def seconds(self) -> float:
+        """How long it has run."""
+        return (self.ended or time.monotonic()) - self.started
 
 
 class Sessions:
@@ -64,6 +75,7 @@ class Sessions:
     :param cap: how many may run at once; ``None`` for any number.
     :param create_latency: seconds that a creation takes longer.
     :param end_latency: seconds that an end takes longer.
+    :param credits_per_hour: what a session costs.
     """
 
     def __init__(
@@ -74,6 +86,7 @@ class Sessions:
         cap: int | None = None,
         create_latency: float = 0.0,
         end_latency: float = 0.0,
+        credits_per_hour: float = 0.0,
     ) -> None:
         self.cap = cap
         self.browserless = launcher is None
@@ -81,6 +94,9 @@ class Sessions:
         self._rate = rate
         self._create_latency = create_latency
         self._end_latency = end_latency
+        self._credits_per_hour = credits_per_hour
+        self._recordings = Recordings(launcher.folder) if launcher else None
+        self._views: dict[str, Session] = {}
         self._all: dict[str, Session] = {}
         self._running: dict[str, Session] = {}
         # A suite of thousands of sessions asks for its own by tag, over and over.
@@ -114,9 +130,11 @@ class Sessions:
             except ChromiumError as error:
                 raise Refused(500, str(error)) from error
         session = Session(config, chromium)
+        if self._recordings and chromium and config.recording:
+            session.recording = self._recordings.start(chromium)
         self._all[session.id] = self._running[session.id] = session
-        for tag in config.tags:
-            self._tagged[tag][session.id] = session
+        self._views[session.view] = session
+        self.tag(session, config.tags)
         self._arm(session)
         if chromium:
             self._spawn(self._end_with(session, chromium))
@@ -140,6 +158,8 @@ class Sessions:
         del self._running[session.id]
         if session.timer:
             session.timer.cancel()
+        if self._recordings and session.recording:
+            await self._recordings.finish(session.recording)
         if session.chromium:
             await session.chromium.stop()
         return True
@@ -147,16 +167,36 @@ class Sessions:
     async def close(self) -> None:
         """End everything without latency, creations under way included, and take no more."""
         self.cap = 0
+        if self._recordings:
+            self._recordings.give_up()
         for task in tuple(self._starting):
             task.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
         await asyncio.gather(*map(self._end, tuple(self._running.values())))
+        if self._recordings:
+            await self._recordings.close()
         if self._launcher:
             await self._launcher.close()
 
     def get(self, session_id: str) -> Session | None:
         """Return the session of that id, running or over."""
         return self._all.get(session_id)
+
+    def viewed_at(self, view: str) -> Session | None:
+        """Return the session with that live view."""
+        return self._views.get(view)
+
+    def tag(self, session: Session, tags: tuple[str, ...]) -> None:
+        """Give *session* these tags instead of those it has."""
+        for tag in session.tags:
+            self._tagged[tag].pop(session.id, None)
+        session.tags = tags
+        for tag in tags:
+            self._tagged[tag][session.id] = session
+
+    def cost(self, session: Session) -> float:
+        """Return the credits that *session* has used; they are counted at its end."""
+        return 0 if session.status == RUNNING else round(session.seconds / 3600 * self._credits_per_hour, 6)
 
     def running(self, session_id: str) -> Session | None:
         """Return the session of that id if it runs."""
@@ -171,7 +211,7 @@ class Sessions:
         """Yield the sessions with all of *tags* that were created in that time, oldest first."""
         # The rarest tag leaves the fewest to look at.
         pool = min((self._tagged.get(tag, {}) for tag in tags), key=len, default=self._all)
-        for session in pool.values():
+        for session in sorted(pool.values(), key=lambda session: session.started):  # tags may have come later
             if all(session.id in self._tagged[tag] for tag in tags) and (
                 (created_from is None or created_from <= session.created)
                 and (created_to is None or session.created <= created_to)

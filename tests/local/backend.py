@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -10,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,13 +24,19 @@ ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
 
 
-def until(check: Callable[[], T], within: float = 10.0) -> T:
+def until(check: Callable[[], T], within: float = 10.0, every: float = 0.02) -> T:
     """Return what *check* gives as soon as that is true; fail with it after *within* seconds."""
     deadline = time.monotonic() + within
     while not (seen := check()):
         assert time.monotonic() < deadline, f"still {seen!r} after {within} s"
-        time.sleep(0.02)
+        time.sleep(every)
     return seen
+
+
+def in_thread(work: Coroutine[Any, Any, T]) -> T:
+    """Run *work* where Playwright's event loop is not."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 class Backend:

@@ -33,3 +33,11 @@ def chromium(backends: Callable[..., Backend]) -> Backend:
 def records(backends: Callable[..., Backend]) -> Backend:
     """A backend without browsers."""
     return backends("--browserless")
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        yield started

@@ -5,31 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import aiohttp
 import pytest
-from backend import Backend, until
-from playwright.sync_api import Browser, Playwright, sync_playwright
-
-T = TypeVar("T")
-
-
-def in_thread(work: Coroutine[Any, Any, T]) -> T:
-    """Run *work* where Playwright's event loop is not."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
-
+from backend import Backend, in_thread, until
+from playwright.sync_api import Browser, Playwright
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@pytest.fixture(scope="module")
-def playwright():
-    with sync_playwright() as started:
-        yield started
 
 
 def connect(playwright: Playwright, cdp_url: str) -> Browser:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from backend import Backend, until
 
 from pytest_anchor.local.config import Config
 from pytest_anchor.local.sessions import Sessions
+from pytest_anchor.local.usage import Use, history
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,7 @@ from pytest_anchor.local.sessions import Sessions
         ('{"browser": {"viewport": {"width": 1.5}}}', "must be an integer"),
         ('{"browser": {"viewport": {"height": 0}}}', "10000"),
         ('{"identities": [1]}', "must be an object"),
+        ('{"session": {"live_view": {"one_time_url": true}}, "browser": {"headless": {"active": true}}}', "headful"),
         ('{"session": {"proxy": {"active": true}}}', "real Anchor can"),
         ('{"browser": {"captcha_solver": {"active": true}}}', "real Anchor can"),
         ('{"browser": {"extra_stealth": {"active": true}}}', "real Anchor can"),
@@ -101,6 +104,80 @@ def test_lists_filter_sort_and_page(backends: Callable[..., Backend]):
     assert status(created_to=before) == status(created_to="2020-01-01T00:00:00") == []
     assert status(proxy="false", playground="false") == ids
     assert status(proxy="true") == status(batch_id="b") == status(profile_name="p") == []
+
+
+def test_new_tags_replace_the_old_ones(records: Backend):
+    first, second = (records.create(session={"tags": ["run", name]})["id"] for name in ("a", "b"))
+
+    def listed(tags: str) -> list[str]:
+        items = records("GET", "/v1/sessions/all/status", params={"tags": tags}).json()["data"]["items"]
+        return [item["session_id"] for item in items]
+
+    records("PUT", f"/v1/sessions/{first}/tags", json={"tags": ["run", "outcome=failed"]})
+    assert listed("run") == [first, second]
+    assert listed("run,outcome=failed") == [first]
+    assert listed("a") == []
+    for body in ({}, {"tags": None}, {"tags": ["a,b"]}, {"tags": [1]}):
+        answer = records("PUT", f"/v1/sessions/{first}/tags", json=body)
+        assert (answer.status_code, answer.json()["error"]["message"][:4]) == (400, "tags")
+    records("DELETE", f"/v1/sessions/{second}")
+    records("DELETE", f"/v1/sessions/{second}/tags")
+    assert listed("run") == [first]
+    assert listed("b") == []
+
+
+def test_credits(backends: Callable[..., Backend]):
+    backend = backends("--browserless", "--credits-per-hour", "7200")
+    over, running = backend.create()["id"], backend.create()["id"]
+
+    def details(session_id: str) -> Any:
+        return backend("GET", f"/v1/sessions/{session_id}").json()["data"]["credits_used"]
+
+    time.sleep(0.1)
+    backend("DELETE", f"/v1/sessions/{over}")
+    used = details(over)
+    assert 0.2 <= used < 10  # two a second
+    assert details(running) == 0
+    found = backend("GET", "/v1/sessions?sort_by=used_credits&sort_order=desc").json()["data"]["sessions"]
+    assert [(each["id"], each["used_credits"]) for each in found] == [(over, used), (running, "N/A")]
+    assert backend("GET", "/v1/billing").json()["data"]["credits_used"] == used
+
+
+def test_history():
+    """Mondays begin weeks; a period in which no session was created is left out."""
+    monday, sunday = (
+        datetime(2026, 11, 30, 23, 59, tzinfo=timezone.utc),
+        datetime(2026, 12, 6, 0, 1, tzinfo=timezone.utc),
+    )
+    uses = [Use(sunday, 1800, 2.5), Use(monday, 3600, 1), Use(monday, 0, 0)]
+
+    def periods(granularity: str, **more: int) -> dict[str, Any]:
+        return history(uses, granularity, ["session_count", "credits_used"], more.get("page", 1), more.get("limit", 9))
+
+    assert periods("day")["data"] == [
+        {"date": "2026-11-30T00:00:00Z", "session_count": 2, "credits_used": 1},
+        {"date": "2026-12-06T00:00:00Z", "session_count": 1, "credits_used": 2.5},
+    ]
+    assert [each["date"] for each in periods("hour")["data"]] == ["2026-11-30T23:00:00Z", "2026-12-06T00:00:00Z"]
+    assert [each["date"] for each in periods("week")["data"]] == ["2026-11-30T00:00:00Z"]
+    assert [each["date"] for each in periods("month")["data"]] == ["2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z"]
+    assert periods("week")["summary"]["total_session_hours"] == 1.5
+    second = periods("day", page=2, limit=1)
+    assert [each["session_count"] for each in second["data"]] == [1]
+    assert second["pagination"] == {
+        "current_page": 2,
+        "total_pages": 2,
+        "total_records": 2,
+        "has_next": False,
+        "has_prev": True,
+    }
+
+
+@pytest.mark.parametrize("query", ["granularity=year", "metrics=money", "page=0", "limit=1001", "from_date=x"])
+def test_a_history_it_cannot_give_is_refused(records: Backend, query: str):
+    answer = records("GET", f"/v1/sessions/history?{query}")
+    assert answer.status_code == 400
+    assert query.partition("=")[0] in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -178,9 +255,6 @@ def test_the_key_guards_everything(records: Backend):
 
 
 def test_what_is_not_there(records: Backend):
-    created = records.create()
-    assert records("GET", urlsplit(created["live_view_url"]).path).status_code == 404
-    assert "live view" in records("GET", urlsplit(created["live_view_url"]).path).json()["error"]["message"]
     assert records("GET", "/v1/nothing").json()["error"]["code"] == 404
     answer = records("PUT", "/v1/sessions")
     assert answer.json()["error"]["code"] == 405

@@ -49,6 +49,12 @@ def test_the_official_sdk(chromium: Backend):
         assert ended.status == "success"
         with pytest.raises(AuthenticationError, match="browser session ID"):
             client.sessions.delete_session(made.id)
+        used = client.sessions.get_sessions_history(metrics=["session_count", "credits_used"], granularity="month")
+        assert used.data
+        assert (used.data[0].session_count, used.data[0].credits_used) == (1, 0)
+        recordings = client.recordings.list_recordings(made.id).data
+        assert recordings
+        assert recordings.items == []
 
 
 def test_initial_url_and_viewport(chromium: Backend, playwright: Playwright):

@@ -171,6 +171,8 @@ def run(*arguments: str, stdin: str = "", **environ: str) -> tuple[int, str]:
         (["--cap", "0"], "from 1"),
         (["--end-latency", "-1"], "seconds"),
         (["--end-latency", "x"], "seconds"),
+        (["--credits-per-hour", "-1"], "no number of credits"),
+        (["--credits-per-hour", "nan"], "no number of credits"),
         (["--watch-run", "/nonexistent"], "no folder"),
         (["--chromium", "/nonexistent"], "the Chromium that was named, /nonexistent, is no program"),
         (["--keep", "--watch-run", "."], "not allowed with"),
@@ -195,7 +197,18 @@ def test_the_port_is_taken():
 def test_help():
     status, output = run("--help")
     assert status == 0
-    for option in ("--host", "--port", "--browserless", "--chromium", "--rate", "--cap", "--keep", "--watch-run"):
+    for option in (
+        "--host",
+        "--port",
+        "--browserless",
+        "--chromium",
+        "--rate",
+        "--cap",
+        "--keep",
+        "--watch-run",
+        "live_view_url",
+        "recording",
+    ):
         assert option in output
 
 

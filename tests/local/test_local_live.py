@@ -137,8 +137,15 @@ def test_pages_that_come_and_go_and_change_their_size(session: Session):
     view.mouse.click(*session.at("#search"))
     view.keyboard.type("first")
     until(lambda: session.page.input_value("#search") == "first")
+    # A page that is opened is shown, whatever was chosen before.
+    third = session.browser.contexts[0].new_page()
+    third.set_content("<title>Third</title>")
+    expect(view.get_by_role("tab", name="Third", selected=True)).to_be_visible()
+    expect(view.get_by_role("tab")).to_have_text(["Shop", "Second", "Third"])
+    third.close()
     # By keyboard, and back when a page is closed.
-    view.get_by_role("tab", name="Shop").focus()
+    view.get_by_role("tab", name="Shop").click()
+    expect(view.get_by_role("tab", name="Shop", selected=True)).to_be_focused()
     view.keyboard.press("ArrowRight")
     expect(view.get_by_role("tab", name="Second", selected=True)).to_be_focused()
     second.close()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .chromium import Chromium
 
 _ENOUGH = 2  # pictures of one screencast
+_BREATH = 0.05  # seconds; a page may change its title all the time
 _LOOK_AGAIN = 0.5  # seconds; Chromium reports new and closed pages at once, but not which one is in front
 
 
@@ -160,6 +161,7 @@ class Screen:
             if (pages, shown) != seen:
                 seen = pages, shown
                 await self.on_pages(pages, shown)
+            await asyncio.sleep(_BREATH)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._look.wait(), _LOOK_AGAIN)
 
@@ -172,6 +174,7 @@ class Screen:
             self._session = ""
             with suppress(CDPError):  # the page is closed
                 await self._connection.call("Target.detachFromTarget", sessionId=old)
+            await self.on_dialog(None)  # Chromium dismisses what nobody is left to answer
         with suppress(CDPError):  # it is closed meanwhile, which is seen next time
             if page:
                 attached = await self._connection.call("Target.attachToTarget", targetId=page, flatten=True)

@@ -28,8 +28,8 @@ class Session:
     def __init__(self, backend: Backend, playwright: Playwright, view: Page, **config: Any) -> None:
         self.backend = backend
         created = backend.create(**config)
-        self.id = created["id"]
-        self.browser = playwright.chromium.connect_over_cdp(created["cdp_url"])
+        self.id, self.cdp_url = created["id"], created["cdp_url"]
+        self.browser = playwright.chromium.connect_over_cdp(self.cdp_url)
         self.page = self.browser.contexts[0].pages[0]
         self.page.set_content(SHOP)
         self.view = view
@@ -171,12 +171,25 @@ def test_a_person_goes_on_where_the_test_has_stopped(session: Session):
     expect(session.view.get_by_role("tab", name="black")).to_be_visible()
     expect(dialog).not_to_be_visible()
 
+    # Nor does one stay in the way of what is shown next.
+    session.view.mouse.click(*place)
+    expect(dialog).to_be_visible()
+    in_thread(_open_page(session.cdp_url))
+    expect(dialog).not_to_be_visible()
+    expect(session.view.get_by_role("tab", name="about:blank", selected=True)).to_be_visible()
+
     session.end()
     expect(session.view.get_by_role("alert")).to_contain_text("The session is over. It ran for")
     expect(session.view.get_by_role("status")).to_have_text("Over")
     # Also to who comes later.
     session.view.reload()
     expect(session.view.get_by_role("alert")).to_contain_text("The session is over.")
+
+
+async def _open_page(cdp_url: str) -> None:
+    async with aiohttp.ClientSession() as http, http.ws_connect(cdp_url) as socket:
+        await socket.send_json({"id": 1, "method": "Target.createTarget", "params": {"url": "about:blank"}})
+        await socket.receive(10)
 
 
 def test_read_only_and_a_backend_that_dies(backends: Callable[..., Backend], playwright: Playwright, view: Page):

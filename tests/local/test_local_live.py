@@ -35,7 +35,7 @@ class Session:
         self.view = view
         view.goto(created["live_view_url"])
         self.picture = view.get_by_role("img", name="The session's screen")
-        expect(self.picture).to_be_visible(timeout=10_000)
+        expect(self.picture).to_be_visible()
 
     def at(self, selector: str) -> tuple[float, float]:
         """Where in the view the middle of an element of the session's page is."""
@@ -61,7 +61,9 @@ class Session:
 @pytest.fixture(scope="module")
 def person(chromium: Backend, playwright: Playwright) -> Iterator[Browser]:
     browser = playwright.chromium.connect_over_cdp(chromium.create()["cdp_url"])
+    expect.set_options(timeout=20_000)  # where much else runs
     yield browser
+    expect.set_options(timeout=5_000)
     browser.close()
 
 
@@ -205,9 +207,7 @@ def test_read_only_and_a_backend_that_dies(backends: Callable[..., Backend], pla
     session.sees(GREEN)
     assert (session.page.inner_text("#buy"), session.page.input_value("#search")) == ("Buy", "")
     session.backend.stop(signal.SIGKILL)
-    expect(view.get_by_role("alert")).to_have_text(
-        "The local backend is gone, and this session with it.", timeout=15_000
-    )
+    expect(view.get_by_role("alert")).to_have_text("The local backend is gone, and this session with it.")
 
 
 async def _messages(url: str, count: int, *sent: object, stay: float = 0) -> list[Any]:

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
-import av
 import pytest
 import requests
 from backend import Backend, in_thread, until
@@ -26,9 +25,15 @@ from pytest_anchor.local.screen import Frame
 RECORDED = {"recording": {"active": True}}
 
 
+def opened(mp4: bytes | Path) -> Any:
+    import av  # which no other test needs
+
+    return av.open(io.BytesIO(mp4) if isinstance(mp4, bytes) else str(mp4))
+
+
 def frames(mp4: bytes | Path) -> tuple[float, list[tuple[float, str]]]:
     """How long a video is, and which colour is in the middle of its pictures from when on."""
-    with av.open(io.BytesIO(mp4) if isinstance(mp4, bytes) else str(mp4)) as video:
+    with opened(mp4) as video:
         assert video.streams.video[0].codec_context.name == "h264"
         seen = [(float(frame.time), _colour(frame)) for frame in video.decode(video=0)]
         assert video.duration
@@ -36,7 +41,7 @@ def frames(mp4: bytes | Path) -> tuple[float, list[tuple[float, str]]]:
     return duration, [each for i, each in enumerate(seen) if i == 0 or each[1] != seen[i - 1][1]]
 
 
-def _colour(frame: av.VideoFrame, x: float = 0.5) -> str:
+def _colour(frame: Any, x: float = 0.5) -> str:
     rgb = frame.reformat(format="rgb24")
     plane = rgb.planes[0]
     start = (rgb.height // 2) * plane.line_size + int(rgb.width * x) * 3
@@ -90,7 +95,7 @@ def test_a_session_is_recorded(chromium: Backend, playwright: Playwright):
     assert colours == ["red", "green", "blue", "red"]
     times = {colour: when for when, colour in reversed(seen)}
     assert times["green"] - times["red"] >= 0.3
-    with av.open(io.BytesIO(mp4.content)) as video:
+    with opened(mp4.content) as video:
         stream = video.streams.video[0]
         assert (stream.width, stream.height) == (642, 480)
         last = list(video.decode(video=0))[-1]
@@ -134,6 +139,8 @@ def test_without_the_encoder_there_is_none(backends: Callable[..., Backend], tmp
 
 
 def jpeg(path: Path, colour: str, width: int, height: int) -> bytes:
+    import av.filter
+
     graph = av.filter.Graph()
     source = graph.add("color", f"{colour}:size={width}x{height}")
     sink = graph.add("buffersink")

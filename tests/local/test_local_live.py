@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -81,7 +82,7 @@ def session(chromium: Backend, playwright: Playwright, view: Page) -> Iterator[S
     started.end()
 
 
-def test_a_person_sees_the_session_and_uses_it(session: Session):
+def test_a_person_sees_the_session_and_uses_it(session: Session, tmp_path: Path):
     """What is seen, mouse and keyboard, at the size of a desktop and of a phone."""
     view, page = session.view, session.page
     asked = []
@@ -104,9 +105,11 @@ def test_a_person_sees_the_session_and_uses_it(session: Session):
     view.keyboard.press("Shift+ArrowRight")
     view.keyboard.insert_text("日本")  # as an input method does
     until(lambda: page.input_value("#search") == "日本rüße 5")
+    view.screenshot(path=tmp_path / "desktop.png")  # to be looked at
     view.set_viewport_size({"width": 400, "height": 700})
     view.touchscreen.tap(*session.at("#buy"))
     expect(page.locator("#buy")).to_have_text("Bought")
+    view.screenshot(path=tmp_path / "phone.png")
     assert view.evaluate("document.documentElement.scrollWidth <= innerWidth")
     view.mouse.move(*session.at("#buy"))
     view.mouse.wheel(0, 300)

@@ -392,7 +392,7 @@ class Api:
         if (
             recording is None
             or not recording.size
-            or not hmac.compare_digest(request.match_info["secret"].encode(), recording.secret.encode())
+            or not hmac.compare_digest(request.match_info["secret"].encode(errors="replace"), recording.secret.encode())
         ):
             raise Refused(404, "Recording not found.")
         return web.FileResponse(recording.path, headers={"Content-Type": "video/mp4", "Cache-Control": "no-store"})

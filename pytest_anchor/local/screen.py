@@ -96,8 +96,6 @@ class Screen:
         """Bring the page of that id to the front, and show it until it is closed or another one is opened."""
         self._wanted = page
         self._look.set()
-        if self._connection:
-            self._spawn(self._connection.call("Target.activateTarget", targetId=page))
 
     def send(self, method: str, **params: Any) -> None:
         """Call *method* on the page that is shown; nobody waits for the answer."""
@@ -177,6 +175,8 @@ class Screen:
             await self.on_dialog(None)  # Chromium dismisses what nobody is left to answer
         with suppress(CDPError):  # it is closed meanwhile, which is seen next time
             if page:
+                if page == self._wanted:
+                    await self._connection.call("Target.activateTarget", targetId=page)
                 attached = await self._connection.call("Target.attachToTarget", targetId=page, flatten=True)
                 self._session = attached["sessionId"]
                 if self._interactive:

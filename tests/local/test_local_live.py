@@ -138,6 +138,12 @@ def test_pages_that_come_and_go_and_change_their_size(session: Session):
     session.sees(GREEN)
     view.get_by_role("tab", name="Shop").click()
     session.sees(RED)
+    # Each page has an address of its own.
+    pages = session.backend("GET", f"/v1/sessions/{session.id}/pages").json()
+    for title, colour in (("Second", GREEN), ("Shop", RED)):
+        view.goto(next(page["frontend_url"] for page in pages if page["title"] == title))
+        expect(view.get_by_role("tab", name=title, selected=True)).to_be_visible()
+        session.sees(colour)
     # What is typed goes to the page that is seen.
     view.mouse.click(*session.at("#search"))
     view.keyboard.type("first")

@@ -51,6 +51,13 @@ def _colour(frame: Any, x: float = 0.5) -> str:
     ]
 
 
+def is_kept(backend: Backend, colour: str) -> bool:
+    """Whether the newest picture of the session under way shows that colour."""
+    (folder,) = (path for path in backend.profiles() if path.name.startswith("recording-"))
+    newest = max(folder.glob("*.jpeg"), key=lambda path: int(path.stem), default=None)
+    return newest is not None and newest.stat().st_size > 0 and _colour(next(opened(newest).decode(video=0))) == colour
+
+
 def fetch(backend: Backend, session_id: str, **kwargs: Any) -> requests.Response:
     return backend("GET", f"/v1/sessions/{session_id}/recordings/primary/fetch", **kwargs)
 
@@ -68,12 +75,13 @@ def test_a_session_is_recorded(chromium: Backend, playwright: Playwright):
     browser = playwright.chromium.connect_over_cdp(made["cdp_url"])
     page = browser.contexts[0].pages[0]
     began = time.monotonic()
-    for colour in ("red", "lime"):
+    for colour, name in (("red", "red"), ("lime", "green")):
         page.set_content(f"<body style='background: {colour}'>")
-        time.sleep(0.7)
+        until(lambda name=name: is_kept(chromium, name), every=0.1)
+        time.sleep(0.5)
     other = browser.new_context(viewport={"width": 200, "height": 300}).new_page()
     other.set_content("<body style='background: blue'>")
-    time.sleep(1)
+    until(lambda: is_kept(chromium, "blue"), every=0.1)
     status, message = refusal(chromium, made["id"])
     assert status == 404
     assert "not over yet" in message

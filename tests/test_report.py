@@ -31,6 +31,23 @@ def text(made, **options):
     return [line.text for line in made.lines(**options)]
 
 
+def test_what_is_kept_is_no_leak_and_can_be_ended():
+    kept = {"1": (time.time() + 600.5, "http://live/1")}
+    made = report(record("1", state="open"), kept=kept)
+    assert (made.failed, made.settled, made.leaked) == (False, False, [])
+    first, second, third, fourth = text(made)
+    assert first == "1 session created: 1 kept"
+    assert second.startswith("KEPT s-1 of t.py::a, until ")
+    assert second.endswith(", which is in 10 min")
+    assert third == "  look at it: http://live/1"
+    assert fourth == "  end it now: python -m pytest_anchor end s-1"
+    made.keeper_pid = 77  # a local backend's key is known to no person
+    assert text(made)[3] == "  end it now: kill 77, with all that is kept"
+    made.links = False
+    assert text(made)[1].startswith("KEPT a session of t.py::a, until ")
+    assert text(made)[2:] == ["how to look at them, and to end them, is in /reg/run/kept.txt"]
+
+
 def test_a_run_without_sessions_says_nothing():
     assert not report()
     assert not report(record("n", "refused", id=None))

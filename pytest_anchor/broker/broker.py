@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from contextlib import suppress
@@ -424,6 +425,7 @@ class Broker:
             for nonce, kept in self._keeper.kept.items()
             if not kept.session.ended
         }
+        report.keeper_pid = os.getpid() if self.settings.local else 0
         report.refused = sum(owner.refused for owner in self._owners.values())
         report.recovered = list(self._recovered)
         report.remarks = [line for one in (self._evidence, self._outcome_tags) if one for line in one.lines()]

@@ -57,6 +57,7 @@ class Report:
         self.log: Path | None = None  # where the reaper that goes on writes what it does
         self.recovered: list[Recovery] = []  # what became of earlier runs
         self.kept: dict[str, tuple[float, str]] = {}  # until when, and the live view, by nonce
+        self.keeper_pid = 0  # whose end ends them, where no key is known that could
         self.credits: float | None = None  # that its sessions have used, if the API tells
         self.refused = 0  # creations, as the budget was used up
         self.remarks: list[tuple[str, bool]] = []  # on evidence, and whether any is missing
@@ -151,7 +152,7 @@ class Report:
             if self.links:
                 if live_view:
                     yield Line(f"  look at it: {printable(live_view, 1000)}")
-                yield Line(f"  end it now: {end_command(record)}")
+                yield Line(f"  end it now: {self._end_kept_command(record)}")
         if kept and not self.links:
             yield Line(f"how to look at them, and to end them, is in {self.folder / KEPT_FILE}")
         if len(kept) > SHOWN:
@@ -160,10 +161,13 @@ class Report:
     def kept_text(self) -> str:
         """How to look at what is kept, and how to end it."""
         return "".join(
-            f"{title(record)}\n  {self.kept[record.nonce][1]}\n  {end_command(record)}\n"
+            f"{title(record)}\n  {self.kept[record.nonce][1]}\n  {self._end_kept_command(record)}\n"
             for record in self.created
             if record.nonce in self.kept
         )
+
+    def _end_kept_command(self, record: Record) -> str:
+        return f"kill {self.keeper_pid}, with all that is kept" if self.keeper_pid else end_command(record)
 
     def _troubles(self) -> Iterator[Line]:
         if retried := sum(record.retried > 0 for record in self.state.records.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -93,6 +94,20 @@ def test_a_killed_run_leaves_no_chromium(folder: Path) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=PATIENCE)
     assert gone(folder, 3.0), (processes_of(folder), list((folder / "tmp").rglob("*")))
+
+
+def test_what_is_kept_outlives_the_run(folder: Path) -> None:
+    suite = "def test_it(anchor_session): anchor_session(); assert False"
+    process = start(folder, "--anchor-keep=failed", suite=suite)
+    out, _ = process.communicate(timeout=60)  # it does not wait for what is kept
+    assert process.returncode == 1, out
+    assert list(folder.glob("anchor-results/*/screenshot-1.png"))
+    assert any("--remote-debugging" in line for line in processes_of(folder))
+    pid = re.search(r"end it now: kill (\d+), with all that is kept", out)
+    assert pid is not None, out
+    os.kill(int(pid[1]), signal.SIGTERM)
+    assert gone(folder, 5.0), (processes_of(folder), list((folder / "tmp").rglob("*")))
+    assert [entry.name for entry in (folder / ".pytest_anchor").iterdir()] == [".gitignore"]
 
 
 def test_a_chromium_that_is_not_there(folder: Path) -> None:

@@ -49,17 +49,19 @@ def run_here(suite: Suite, *args: str) -> Run:
 
 def test_a_session_is_kept_and_ends_by_itself(suite: Suite, server: FaultServer):
     before = time.monotonic()
-    run = run_here(suite, "--anchor-keep=failed", "--anchor-keep-for=2.5s")
+    run = run_here(suite, "--anchor-keep=failed", "--anchor-keep-for=4s")
     (kept,) = run.alive
     assert run.status == 1
     assert "2 sessions created: 1 at teardown, 1 kept" in run.section
-    assert re.search(rf"KEPT {kept} of test_it.py::test_fails, until \d\d:\d\d:\d\d, which is in [12] s\n", run.section)
+    assert re.search(
+        rf"KEPT {kept} of test_it.py::test_fails, until \d\d:\d\d:\d\d, which is in [0-3] s\n", run.section
+    )
     assert f"  look at it: {server.url}/live/{kept}\n" in run.section
     assert f"  end it now: python -m pytest_anchor end --base-url {server.url} {kept}\n" in run.section
     assert "LEAKED" not in run.section
     assert "on record" not in run.section
     suite.wait_for_quiet()
-    assert time.monotonic() - before > 2.5
+    assert time.monotonic() - before > 4
     assert suite.alive == []
     assert suite.runs == []  # nothing is left on record
 

@@ -104,8 +104,8 @@ class Record:
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Record:
         """What ``vars`` gave of a record, from another process."""
-        tests = {key: Tested(*tested) for key, tested in values["tests"].items()}
-        evidence = {path: Kept(*kept) for path, kept in values["evidence"].items()}
+        tests = {key: Tested(*tested) for key, tested in values.get("tests", {}).items()}
+        evidence = {path: Kept(*kept) for path, kept in values.get("evidence", {}).items()}
         return cls(**{**values, "tests": tests, "evidence": evidence})
 
     def apply(self, event: str, fields: dict[str, Any]) -> None:

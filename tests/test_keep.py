@@ -7,9 +7,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fault_server as faults
 import pytest
@@ -211,6 +213,50 @@ def test_what_cannot_be_ended_is_tried_thrice(owner: Owner, server: FaultServer,
     assert server.alive == [kept]
     assert server.count("DELETE") == keeper_module.ATTEMPTS
     server.fail_always("DELETE", None)
+
+
+def test_whatever_fails_meanwhile_it_is_ended(
+    owner: Owner, server: FaultServer, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+):
+    def fails(*_: object) -> bool:
+        raise OSError(5, "Input/output error")
+
+    keep(owner, keeper)
+    monkeypatch.setattr(owner.limits, "is_crowded", fails)
+    monkeypatch.setattr(keeper_module, "END_AGAIN", 0.1)
+    attempts = iter([fails, owner.end_kept])
+
+    def end_kept(*given: Any) -> Any:
+        return next(attempts)(*given)
+
+    monkeypatch.setattr(owner, "end_kept", end_kept)
+    keeper.wait(lambda: True)
+    assert server.alive == []
+
+
+def test_without_a_thread_to_end_it_it_is_ended_as_ever(
+    owner: Owner, server: FaultServer, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+):
+    start = threading.Thread.start
+
+    def no_more(thread: threading.Thread) -> None:
+        if thread.name == "keeper":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    owner._keeper = keeper
+    session = owner.create({}, Request("t"))
+    owner.keep([session.record.nonce])
+    assert owner.end([session.record.nonce], ended_by="teardown", timeout=5) == {}
+    assert server.alive == []
+
+
+def test_what_hangs_holds_up_no_other(owner: Owner, server: FaultServer, keeper: Keeper):
+    server.fail("DELETE", faults.silent)
+    for test in "abc":
+        keep(owner, keeper, test)
+    until(lambda: len(server.alive) == 1, 10)
 
 
 @pytest.mark.parametrize("value", ["", "0s", "15", "1d", "25h", "-1m", "x", "1e3s", "١m"])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
+
+from ..background import DaemonThreadPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +19,7 @@ ROOM_INTERVAL = 2.0  # seconds in which a test that waits takes in that a slot i
 END_TIMEOUT = 30.0  # seconds
 END_AGAIN = 5.0  # seconds until an end that has failed is tried again
 ATTEMPTS = 3  # after which it is left to the reaper
+ENDS_AT_ONCE = 16  # sessions
 
 
 class Kept(NamedTuple):
@@ -42,6 +46,8 @@ class Keeper:
         self._changed = threading.Condition()
         self._kept: dict[str, Kept] = {}  # by nonce
         self._attempts: dict[str, int] = {}
+        self._ending: set[str] = set()  # nonces
+        self._ends = DaemonThreadPool(ENDS_AT_ONCE, "kept-ends")
         self._thread: threading.Thread | None = None
         self._hurries = False
 
@@ -54,15 +60,19 @@ class Keeper:
     def keep(self, owner: Owner, session: Session) -> float:
         """Keep a session from now on.
 
-        :returns: until when, in seconds since the epoch.
+        :returns: until when, in seconds since the epoch; 0 if it is to be ended now, as no thread can be started that
+            would end it then.
         """
         kept = Kept(owner, session, time.time() + self._seconds, time.monotonic() + self._seconds)
         with self._changed:
-            kept = self._kept.setdefault(session.record.nonce, kept)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="keeper", daemon=True)
-                self._thread.start()
-            return kept.until
+                thread = threading.Thread(target=self._work, name="keeper", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return 0.0
+                self._thread = thread
+            return self._kept.setdefault(session.record.nonce, kept).until
 
     def hurry(self) -> None:
         """Have all ended at once; takes no lock, so that a handler of signals may call it."""
@@ -81,24 +91,36 @@ class Keeper:
                 if not self._kept:
                     self._thread = None
                     return
-                kept = list(self._kept.values())
+                kept = [one for nonce, one in self._kept.items() if nonce not in self._ending]
             now = time.monotonic()
             due = [one for one in kept if one.due <= now or self._hurries or one.session.ended]
-            if not due and now >= next_room and kept[0].owner.limits.is_crowded():
+            if kept and not due and now >= next_room and _is_crowded(kept[0].owner):
                 due = [min(kept, key=lambda one: one.due)]
                 next_room = now + ROOM_INTERVAL
             for one in due:
-                self._end(one)
-            if not due:
-                time.sleep(POLL_INTERVAL)
+                with self._changed:
+                    self._ending.add(one.session.record.nonce)
+                self._ends.submit(partial(self._end, one))
+            time.sleep(POLL_INTERVAL)
 
     def _end(self, kept: Kept) -> None:
         nonce = kept.session.record.nonce
-        failures = kept.owner.end_kept(kept.session, END_TIMEOUT)
+        try:
+            has_failed = bool(kept.owner.end_kept(kept.session, END_TIMEOUT))
+        except Exception:  # noqa: BLE001 - whatever it is, it is tried again, and then the reaper's
+            has_failed = True
         with self._changed:
+            self._ending.discard(nonce)
             self._attempts[nonce] = self._attempts.get(nonce, 0) + 1
-            if failures and self._attempts[nonce] < ATTEMPTS:
+            if has_failed and self._attempts[nonce] < ATTEMPTS and not self._hurries:
                 self._kept[nonce] = kept._replace(due=time.monotonic() + END_AGAIN)
             else:
                 del self._kept[nonce]
             self._changed.notify_all()
+
+
+def _is_crowded(owner: Owner) -> bool:
+    try:
+        return owner.limits.is_crowded()
+    except Exception:  # noqa: BLE001 - without it, each is ended in its time all the same
+        return False

@@ -358,6 +358,8 @@ class Owner:
         if not session.kept_until:
             nonce = session.record.nonce
             session.kept_until = self._keeper.keep(self, session)
+            if not session.kept_until:
+                return False
             self.limits.mark_slots([nonce], "kept")
             with suppress(AnchorRegistryError):
                 self._run.append("kept", nonce, until=session.kept_until)

@@ -90,6 +90,8 @@ def test_how_the_run_is_set_up(run):
     run.append("waited", "n2", rate=0, slot=1, quota=0, window=0)
     state = Run(run.folder).read()
     assert (state.facts, state.quota, state.window) == ((5, 2, True), 20, 10)
+    run.append("limited", "n3", quota=5, window=60)
+    assert (run.read().quota, run.state.window) == (5, 60)
     assert state.settled
     assert not state.records
 

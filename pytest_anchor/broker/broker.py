@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..api import AnchorAPI
 from ..api.endpoints import PAGE
+from ..budget.rules import MAX_CAP
 from ..cleanup.policy import KILLED_GRACE, LONG_PAUSES, LOST_GRACE, SweepObserver, SweepPolicy
 from ..cleanup.recovery import recover_all
 from ..cleanup.sweep import SweepTarget, mark_all_ended, mark_lost_refused, sweep_run
@@ -182,7 +183,7 @@ class Broker:
                 self._cap = self._api.max_sessions(deadline=time.monotonic() + PLAN_TIMEOUT) or 0
             if not self._has_noted_facts:
                 self._has_noted_facts = True
-                facts = RunFacts(self._cap, self.settings.prefetch, self.settings.end_in_background)
+                facts = RunFacts(min(self._cap, MAX_CAP), self.settings.prefetch, self.settings.end_in_background)
                 with suppress(AnchorRegistryError):  # it is only of use to the picture of the run
                     run.append("run", "", **facts._asdict())
             return run, self._api

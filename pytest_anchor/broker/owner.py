@@ -25,6 +25,7 @@ from ..errors import (
     AnchorRegistryError,
     printable,
 )
+from ..registry.records import MOST
 from ..tags import TAG, named_tag, new_nonce, new_tag, run_tag
 from .keeper import Keeper
 from .prefetch import Prefetch
@@ -222,14 +223,14 @@ class Owner:
         finally:
             if admission.seconds >= WORTH_REPORTING:
                 rate, slot = round(admission.seconds - admission.slot_seconds, 3), round(admission.slot_seconds, 3)
-                policy = {"quota": admission.quota, "window": admission.window}
+                policy = {"quota": min(admission.quota, MOST), "window": admission.window}
                 with suppress(AnchorRegistryError):
                     run.append("waited", nonce, rate=rate, slot=slot, time=admitted or time.time(), **policy)
 
     def _record_rate_limited(self, nonce: str, began: float, limit: Limit) -> None:
         self.limits.record_rate_limited(nonce, began, limit)
         with suppress(AnchorRegistryError):
-            self._run.append("limited", nonce)
+            self._run.append("limited", nonce, quota=limit.quota or 0, window=limit.window or 0.0)
 
     def _wait_for_retry(self, nonce: str, error: AnchorLostCreateError, deadline: float) -> bool:
         """Look for what was lost, and wait a moment.

@@ -8,7 +8,7 @@ the epoch, by the broker's clock; earlier versions gave that to the first two be
              for it yet, and ``retried``, how often it had failed before
 ``lost``     the answer never came: a session may exist. ``error``
 ``refused``  there is no session: the API did not create it, or does not know it long after
-``limited``  the API's answer was a 429, so it was refused
+``limited``  the API's answer was a 429, so it was refused; ``quota`` and ``window`` as below
 ``created``  its ``id``, and a ``signature`` that takes the API key to make: nothing is ended by an edited file
 ``taken``    a test has asked for what was created ahead: ``test``, and the seconds that it ``waited`` for it
 ``tested``   a test that had it is over: ``test``, when that ``began`` and ``ended``, its ``outcome``, and as which
@@ -216,7 +216,7 @@ class State:
     unreadable: int = 0  # lines that are no events and not merely a kill's torn last line
     waits: dict[str, Wait] = field(default_factory=dict)  # by nonce
     limited: dict[str, float] = field(default_factory=dict)  # when a 429 was answered, by nonce
-    quota: int = 0  # creations that the API allows in a window, 0 where no creation had to know
+    quota: int = 0  # creations that the API allows in a window, 0 where it has not told
     window: float = 0.0  # seconds
     facts: RunFacts = field(default_factory=RunFacts)
 
@@ -239,11 +239,11 @@ class State:
             raise ValueError(nonce)
         if line["event"] == "waited":
             self.waits[nonce] = Wait(_seconds(line["rate"]), _seconds(line["slot"]), _time_of(line))
-            if line.get("quota"):
-                self.quota, self.window = _count(line["quota"]), _seconds(line["window"])
+            self._note_policy(line)
             return
         if line["event"] == "limited":
             self.limited[nonce] = _moment(line["time"])
+            self._note_policy(line)
             return
         if line["event"] == "run":
             self.facts = RunFacts(_count(line["cap"]), _count(line["prefetch"]), bool(line["end_in_background"]))
@@ -252,6 +252,10 @@ class State:
         record.apply(line["event"], line)
         if line["event"] not in ABOUT_TESTS:  # they are no news of a session that is not on record
             self.records[nonce] = record
+
+    def _note_policy(self, line: dict[str, Any]) -> None:
+        if line.get("quota"):
+            self.quota, self.window = _count(line["quota"]), _seconds(line["window"])
 
 
 def _count(value: Any) -> int:

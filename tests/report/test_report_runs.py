@@ -77,6 +77,13 @@ def test_data(suite):
     assert not suite.runs
 
 
+def test_any_number_that_the_api_gives_can_be_on_record(suite):
+    suite.server.cap = 10**12
+    suite.server.fail("POST", status(429, RateLimit_Policy="q=100000;w=86400", Retry_After="0"))
+    run = suite.run_here("--anchor-report", "run.json", "-k", "0")
+    assert (run.status, drawn(suite)["totals"]["unreadable"]) == (0, 0)
+
+
 def test_a_page_in_a_folder_that_is_made_for_it(suite):
     run = suite.run_here("--anchor-report", "ci/artifacts/run.html")
     assert run.status == 1

@@ -233,12 +233,17 @@ def test_estimates_hold(suite):
         ("--anchor-prefetch 1", 0, ["--anchor-prefetch", "1"]),
         ("-n 2", 2, []),
     ):
-        suite.run("--anchor-report", "next.json", *arguments, workers=workers)
-        second = drawn(suite, "next.json")
-        # On a machine that is busier by now, the tests' own work takes longer, of which the estimate cannot know.
-        own = [document["totals"]["test_seconds"]["own"] for document in (first, second)]
-        busier = max(own[1] - own[0], 0.0) / max(workers, 1)
-        assert second["run"]["seconds"] - busier == pytest.approx(estimates[options], rel=0.15)
+        for _ in range(3):  # at times, the machine does so much else that nothing holds
+            suite.run("--anchor-report", "next.json", *arguments, workers=workers)
+            second = drawn(suite, "next.json")
+            # On a machine that is busier by now, the tests' own work takes longer, of which no estimate can know.
+            own = [document["totals"]["test_seconds"]["own"] for document in (first, second)]
+            busier = max(own[1] - own[0], 0.0) / max(workers, 1)
+            seconds = second["run"]["seconds"] - busier
+            if seconds == pytest.approx(estimates[options], rel=0.15):
+                break
+        else:
+            pytest.fail(f"{options}: {seconds} s, not {estimates[options]} s")
 
 
 def test_what_another_run_has_drawn_meanwhile_stays(tmp_path, settings):

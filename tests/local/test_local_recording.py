@@ -137,7 +137,7 @@ def test_nothing_is_recorded_that_did_not_ask(records: Backend):
 
 def test_without_the_encoder_there_is_none(backends: Callable[..., Backend], tmp_path: Path):
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['av'] = None")
-    backend = backends(PYTHONPATH=str(tmp_path))
+    backend = backends(prefix=("env", f"PYTHONPATH={tmp_path}"))  # not forked: it is about how Python starts
     made = backend.create(session=RECORDED)["id"]
     status, message = refusal(backend, made)
     assert status == 400

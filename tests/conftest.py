@@ -59,7 +59,8 @@ def pytest_configure(config: pytest.Config) -> None:
         servers.__enter__()
         config.add_cleanup(lambda: servers.__exit__(None, None, None))
         # Playwright's driver starts faster with what Node has compiled once.
-        os.environ["NODE_COMPILE_CACHE"] = str(config.cache.mkdir("node"))
+        if (cache := getattr(config, "cache", None)) is not None:
+            os.environ["NODE_COMPILE_CACHE"] = str(cache.mkdir("node"))
 
 
 @pytest.hookimpl(trylast=True)

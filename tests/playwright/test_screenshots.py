@@ -69,12 +69,6 @@ def test_of_a_session_that_is_shared(suite: Suite):
     assert "passes" not in found
 
 
-def test_of_a_session_of_its_own(suite: Suite):
-    suite.write(PAGES)
-    assert suite.run("test", "-k", "page or passes").status == 1
-    assert sizes(suite) == {"page": [(123, 77)]}
-
-
 def test_of_anchor_page(suite: Suite):
     suite.write(OWN)
     assert suite.run("off", plugins=()).status == 1

@@ -129,12 +129,12 @@ def test_shares(session_anchor_session): pass
     assert all(one["timeout"] == {"idle_timeout": 60, "max_duration": 80} for one in created)
 
 
-def test_in_ci_only_the_command_line_counts(suite: Suite, monkeypatch: pytest.MonkeyPatch):
-    (suite.folder / "pytest.ini").write_text("[pytest]\nanchor_keep = failed\n")
-    env = {**os.environ, **suite.server.env, "CI": "1"}
-    assert suite.run_here(env=env).alive == []
-    env.pop("CI")
-    assert len(run_here(suite, "-o", "anchor_keep_for=1h").alive) == 1
+def test_in_ci_only_the_command_line_counts(suite: Suite):
+    (suite.folder / "pytest.ini").write_text("[pytest]\nanchor_keep = failed\nanchor_keep_for = 1h\n")
+    run = suite.run_here(env=environment(**suite.server.env, CI="1"))
+    assert (run.outcomes, run.alive) == ({"failed": 1, "passed": 1}, [])
+    run = run_here(suite)
+    assert (run.outcomes, len(run.alive)) == ({"failed": 1, "passed": 1}, 1)
 
 
 def test_the_debugger_shows_where_to_look(suite: Suite, server: FaultServer):

@@ -12,7 +12,7 @@ import pytest
 from fault_server import FaultServer
 
 from pytest_anchor.broker.broker import Broker
-from pytest_anchor.broker.owner import Owner, Session
+from pytest_anchor.broker.owner import Owner
 from pytest_anchor.broker.processes import Process
 from pytest_anchor.broker.server import Server
 from pytest_anchor.client import Client
@@ -33,9 +33,9 @@ class Spy:
         self.brokers: list[Broker] = []
         give = Owner._give
 
-        def count(owner: Owner, session: Session, test: str) -> None:
+        def count(owner: Owner, *given: Any) -> None:
             self.taken += 1
-            give(owner, session, test)
+            give(owner, *given)
 
         def start(client: Client, listener: Any, generation: int, key: str, identity: list[int]) -> None:
             own = socket.socket(fileno=os.dup(listener.fileno()))

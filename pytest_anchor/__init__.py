@@ -57,8 +57,13 @@ class _Finder:
         return PathFinder.find_spec(name, path) if name.startswith("pytest_anchor.") else None
 
 
+def find_first() -> None:
+    """Find the package's modules before pytest does: to be called again where it has put itself first since."""
+    sys.meta_path[:] = [_Finder, *(finder for finder in sys.meta_path if finder is not _Finder)]
+
+
 if "_pytest.assertion.rewrite" in sys.modules:
-    sys.meta_path.insert(0, _Finder)
+    find_first()
 
 
 def __getattr__(name: str) -> Any:

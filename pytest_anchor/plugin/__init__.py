@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .. import find_first
 from ..client import Client
 from ..errors import AnchorConfigError, AnchorError
 from ..settings import KEYWORDS, Settings
@@ -49,6 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # the suite's own fixtures are to win, and those of other plugins are not
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    find_first()  # where something has imported the package before pytest began
     mode = playwright_mode(early_config)
     if mode != "off" and not early_config.pluginmanager.is_blocked("pytest_anchor"):
         from ..playwright.registration import register_fixtures

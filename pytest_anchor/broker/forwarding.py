@@ -32,6 +32,7 @@ main(told["hosts"])
 """
 _HOME = str(Path(__file__).parents[1].absolute())
 LOG = "forwarding.log"
+ATTEMPTS = 2  # to ask it, where it is just ending
 MAX_STARTS = 5  # of the process by itself, where it dies while browsers need it
 
 
@@ -41,6 +42,7 @@ class _Answer:
     def __init__(self) -> None:
         self.arrived = threading.Event()
         self.problem = ""
+        self.is_lost = False  # whether the process ended before
 
 
 class Forwarding:
@@ -109,19 +111,31 @@ class Forwarding:
                     self._process.stdin.close()
 
     def _ask(self, timeout: float, **message: Any) -> str:
-        with self._lock:
-            if self._is_over:
-                return ""
-            try:
-                if self._process is None:
-                    self._process = self._start()
-                process, answer = self._process, self._send(**message)
-            except OSError as error:
-                return _failure(error.strerror or str(error))
-        if not answer.arrived.wait(timeout):
-            process.kill()  # another takes its place, so that the next session need not wait for this one as well
-            return _failure(f"it has not answered in {timeout:g} s")
-        return answer.problem
+        problem = ""
+        for _ in range(ATTEMPTS):
+            with self._lock:
+                if self._is_over:
+                    return ""
+                try:
+                    if self._process is None:
+                        self._process = self._start()
+                    process, reader = self._process, self._reader
+                    answer = self._send(**message)
+                except OSError as error:
+                    problem = _failure(error.strerror or str(error))
+                    if not isinstance(error, BrokenPipeError):
+                        return problem
+                    answer = None
+            if answer is None:  # it has just ended, which that thread is about to take in
+                reader.join(timeout)
+                continue
+            if not answer.arrived.wait(timeout):
+                process.kill()  # another takes its place, so that the next session need not wait for this one as well
+                return _failure(f"it has not answered in {timeout:g} s")
+            problem = answer.problem
+            if not answer.is_lost:
+                break
+        return problem
 
     def _send(self, **message: Any) -> _Answer:
         assert self._process is not None
@@ -147,7 +161,8 @@ class Forwarding:
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)
         _write(process, {"path": sys.path, "home": _HOME, "hosts": self._hosts})
-        threading.Thread(target=self._read, args=(process,), name="forwarding", daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(process,), name="forwarding", daemon=True)
+        self._reader.start()
         return process
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
@@ -171,6 +186,7 @@ class Forwarding:
                     for nonce, url in self._urls.items():
                         self._send(verb="attach", nonce=nonce, url=url)
         for answer in left.values():
+            answer.is_lost = True
             answer.problem = _failure(f"it ended with status {status}, see {self._folder / LOG}")
             answer.arrived.set()
 

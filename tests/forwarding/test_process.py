@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def browser() -> Iterator[Callable[..., str]]:
                     await socket.close()
                     break
                 answer = {"error": {"message": text}} if text else {"result": {}}
-                await socket.send_json({"id": call["id"], **answer})
+                with suppress(ConnectionError):  # the process was killed meanwhile
+                    await socket.send_json({"id": call["id"], **answer})
             return socket
 
         async def listen() -> int:
@@ -138,6 +140,18 @@ def test_it_is_killed(forwarding: Forwarding, browser, tmp_path: Path, until):
     os.kill(pid, signal.SIGKILL)
     until(lambda: len(connections) == 2)  # another has attached to the same browser
     assert pid not in processes_in(tmp_path)
+
+
+def test_what_was_asked_as_it_was_killed_is_asked_again(forwarding: Forwarding, browser, tmp_path: Path, until):
+    connections: list[str] = []
+    assert forwarding.attach("n", browser({}, connections), 30) == ""
+    (pid,) = processes_in(tmp_path)
+    stop(pid)
+    killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
+    killer.start()
+    assert forwarding.attach("m", browser({}, connections), 30) == ""
+    killer.join()
+    until(lambda: len(connections) == 3)  # the first browser's, again, and the second's
 
 
 def test_a_process_that_is_stopped_holds_no_end(forwarding: Forwarding, browser, tmp_path: Path, until):

@@ -55,7 +55,7 @@ def test_a_file_that_is_odd_limits_nothing(registry, number):
     limits = registry.owner(cap=5, timeout=2)
     registry.file.write_bytes(text)
     assert not limits.is_crowded()
-    limits.holders.describe(limits.store.read()[0].slots)
+    limits.holders.describe(limits.store.read()[0].slots, {})
     limits.release_slots(["x"])
     registry.file.write_bytes(text)
     begin(limits)

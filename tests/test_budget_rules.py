@@ -304,10 +304,14 @@ def test_half_of_what_a_window_allows_is_left_to_the_tests_own(account, quota, a
 # where the store failed for a while
 
 
+def of_gw0(_nonce, holder):
+    return holder.owner == "gw0"
+
+
 def test_an_owner_without_the_store_knows_its_own_only(account):
     account.admit("a", owner="gw0", cap=2), account.admit("b", owner="gw1", cap=2)
     account.admit("c", owner="gw0", cap=2), account.admit("d", owner="gw1", cap=2)
-    own = rules.keep_own(account.state, "inv", "gw0")
+    own = rules.keep_own(account.state, of_gw0)
     assert list(own.slots) == ["a"]
     assert [entry.ticket for entry in own.queue] == ["ticket-c"]
 
@@ -324,10 +328,10 @@ def test_an_owner_that_comes_back_brings_its_own_slots_and_what_is_newer(account
         learned=2.0,
         starts=(1.0,),
     )
-    merged = rules.merge(shared, known, "inv", "gw0")
+    merged = rules.merge(shared, known, of_gw0)
     assert merged.slots == {"b": Slot("inv", "gw1"), "c": Slot("inv", "gw0", "ending")}
     assert merged._replace(slots={}) == known._replace(slots={})
-    assert rules.merge(known, shared, "inv", "gw0")._replace(slots={}) == known._replace(slots={})
+    assert rules.merge(known, shared, of_gw0)._replace(slots={}) == known._replace(slots={})
 
 
 # what a store keeps

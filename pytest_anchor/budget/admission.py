@@ -57,7 +57,7 @@ class Limits:
     def try_admit(self, applicant: Applicant) -> AdmissionDecision:
         """Begin a creation if it is its turn, else give it a place in the queue."""
         decision = self._update(partial(rules.try_admit, applicant=applicant))
-        if decision.waits_for_slot and (over := self.holders.find_over(decision.slots)):
+        if decision.waits_for_slot and (over := self.holders.find_over(decision.slots, decision.leases)):
             applicant = replace(applicant, number=decision.number, over=over)
             decision = self._update(partial(rules.try_admit, applicant=applicant))
         if decision.began is not None and self.cap:
@@ -90,6 +90,11 @@ class Limits:
         if began is not None and self.cap:
             self._begun.add(nonce)
         return began
+
+    @property
+    def is_current(self) -> bool:
+        """Whether a creation that was admitted just now may still begin; else it is to ask again."""
+        return self.store.is_current
 
     def leave_queue(self, ticket: str, nonce: str) -> None:
         """Give up a place in the queue, and the slot of a creation that was interrupted as it began."""
@@ -141,6 +146,7 @@ class Admission:
 
     :ivar seconds: how long it has waited.
     :ivar slot_seconds: how much of that for a session to end.
+    :ivar elsewhere_seconds: how much of that for runs of other machines.
     :ivar began: when its last attempt began, in seconds since the epoch.
     :ivar quota: creations that the API allows in a *window* of seconds, 0 where that is not known.
     :ivar refusal: what the API answered to it.
@@ -150,7 +156,7 @@ class Admission:
 
     def __init__(self, limits: Limits, test: str, report_wait: Callable[[str], None]) -> None:
         self.test = test
-        self.seconds = self.slot_seconds = self.began = 0.0
+        self.seconds = self.slot_seconds = self.elsewhere_seconds = self.began = 0.0
         self.quota, self.window = 0, 0.0
         self.refusal = ""
         self.ticket = os.urandom(8).hex()
@@ -178,7 +184,7 @@ class Admission:
                 if decision.is_hopeless or self.remaining <= 0:
                     raise AnchorLimitError(self._describe_failure(decision))
                 if self.seconds > REPORT_AFTER:
-                    self._report_wait(f"{self.test} waits for {describe(decision, limits.cap)}")
+                    self._report_wait(f"{self.test} waits for {describe(decision, limits.cap, limits.holders.run)}")
                 between_polls(waits_for_slot=decision.waits_for_slot)
                 time.sleep(min(decision.poll_in, max(self.remaining, 0.0)))
                 self._record_wait(before + time.monotonic() - start, decision)
@@ -191,6 +197,8 @@ class Admission:
         self.quota, self.window = decision.quota, decision.window
         if decision.blocked_by == "slot":
             self.slot_seconds += seconds - self.seconds
+        if decision.waits_for_others(self._limits.holders.run):
+            self.elsewhere_seconds += seconds - self.seconds
         self.seconds = seconds
 
     def _poll(self, nonce: str, *, self_blocked: bool) -> AdmissionDecision:
@@ -201,9 +209,8 @@ class Admission:
 
     def _describe_failure(self, decision: AdmissionDecision) -> str:
         waited = f"waited {self.seconds:.0f} s" if self.seconds >= 1 else "would have to wait"
-        text = (
-            f"no session was created for {printable(self.test)}: it {waited} for {describe(decision, self._limits.cap)}"
-        )
+        reason = describe(decision, self._limits.cap, self._limits.holders.run)
+        text = f"no session was created for {printable(self.test)}: it {waited} for {reason}"
         if self.refusal:
             text += f" (the API answered {self.refusal})"
         if decision.deadlock:
@@ -213,20 +220,29 @@ class Admission:
                 f"{text}; the next may begin in {math.ceil(decision.starts_in)} s at the earliest, and the limit that "
                 f"--anchor-create-timeout sets leaves {self.remaining:.0f} s. {_REMEDY}"
             )
-        held = f" ({self._limits.holders.describe(decision.slots)})" if decision.waits_for_slot else ""
+        held = f" ({self._limits.holders.describe(decision.slots, decision.leases)})" if decision.waits_for_slot else ""
         return f"{text}{held}; --anchor-create-timeout allows no more than {self._limits.timeout:g} s. {_REMEDY}"
 
 
-def describe(decision: AdmissionDecision, cap: int) -> str:
-    """What a creation waits for, in words."""
+def describe(decision: AdmissionDecision, cap: int, run: str) -> str:
+    """What a creation of a *run* waits for, in words."""
     if decision.blocked_by == "slot":
-        return f"a session to end: {len(decision.slots)} of at most {cap} are open"
+        elsewhere = [slot.run for slot in decision.slots.values() if slot.run != run and slot.run in decision.leases]
+        others = f", {len(elsewhere)} of them of {_count_runs(set(elsewhere), decision)}" if elsewhere else ""
+        return f"a session to end: {len(decision.slots)} of at most {cap} are open{others}"
     if decision.blocked_by == "queue":
-        return "its turn"
+        return f"its turn: {decision.others_before} of other runs come first" if decision.others_before else "its turn"
     if not decision.quota:
         return "its turn: the API asked to wait"
     creations = "creation" if decision.quota == 1 else "creations"
     return f"its turn: the API allows {decision.quota} {creations} in {decision.window:g} s"
+
+
+def _count_runs(runs: set[str], decision: AdmissionDecision) -> str:
+    machines = sorted({printable(decision.leases[run].machine, 40) for run in runs})
+    return (
+        f"another run, on {machines[0]}" if len(runs) == 1 else f"{len(runs)} other runs, on {', '.join(machines[:3])}"
+    )
 
 
 def _describe_deadlock(decision: AdmissionDecision) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from .state import QueueEntry, Slot
     from .store import Result
 
 MAX_FILE = 4 << 20  # bytes
@@ -38,7 +39,7 @@ class FileStore:
     :param folder: where the file lies: the registry, or the run's own folder for a backend of its own.
     :param account: names the account: :attr:`AnchorAPI.account`.
     :param run: the name of the run that uses it.
-    :param owner: the name of its process that does.
+    :param owner: the name of its process that does; ``""`` where it is for all of them.
     """
 
     def __init__(self, folder: Path, account: str, run: str, owner: str) -> None:
@@ -66,13 +67,34 @@ class FileStore:
                 state = self._memory
                 self._lock_timeout = 0.0  # a process that is stopped is waited for once
             except OSError:
-                state, file = keep_own(self._memory, self._run, self._owner), None
+                state, file = keep_own(self._memory, self._is_own), None
                 self._lock_timeout = 0.0
             if not self._saved:
-                state = merge(state, self._memory, self._run, self._owner)
+                state = merge(state, self._memory, self._is_own)
             self._memory, result = rule(state, time.time())
-            self._saved = file is not None and _write(file, self._memory)
+            if file is None:
+                self._saved = False
+            elif not self._saved or self._memory != state:
+                self._saved = _write(file, self._memory)
             return result
+
+    def adopt(self, known: State) -> None:
+        """Take over what another store knew: it is merged into the file with the next change."""
+        with self._mutex:
+            self._memory, self._saved = known, False
+
+    @property
+    def known(self) -> State:
+        """The state as of the last change."""
+        return self._memory
+
+    @property
+    def is_current(self) -> bool:
+        """Whether what was decided last still holds, as it always does: the kernel tells of deaths."""
+        return True
+
+    def _is_own(self, _nonce: str, holder: Slot | QueueEntry) -> bool:
+        return holder.run == self._run and self._owner in ("", holder.owner)
 
 
 def _read(path: str) -> State:

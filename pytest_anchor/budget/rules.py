@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from .state import QueueEntry, Slot, State
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from ..errors import Limit
+    from .state import Lease
 
 TRUSTED_FOR = 3600.0  # seconds for which what the API reported of its limits is believed
 MARGIN = 0.05  # seconds by which a request may reach the API sooner after it was sent than the one before it
@@ -24,7 +25,11 @@ MAX_BACKOFF = 30.0  # seconds
 JITTER = 0.1  # part of a wait that chance may add
 MAX_JITTER = 1.0  # seconds
 HEARTBEAT_TIMEOUT = 3.0  # seconds after which an entry that was not polled belongs to a process that died or stopped
+REFRESH_INTERVAL = 1.0  # seconds after which a poll shows anew that its entry is present
+QUIET_SHARE = 1 / 3  # part of a lease for which a run may be silent without being passed in the queue
 POLL_INTERVAL = 0.25  # seconds between polls, at most
+POLL_SHARE = 0.005  # seconds more for each entry before it, where that is longer
+MAX_POLL_INTERVAL = 1.0  # seconds
 FIRST_POLL_INTERVAL = 0.02  # seconds between polls of the first in the queue
 MAX_CAP = 100_000  # sessions
 
@@ -85,6 +90,8 @@ class AdmissionDecision:
     :param quota: creations that the API allows in a window, 0 where that is not known.
     :param window: its length in seconds.
     :param slots: the slots that are taken, by nonce.
+    :param leases: of the runs that share the account over a server.
+    :param others_before: how many entries of other runs are before this one.
     """
 
     number: int
@@ -99,15 +106,28 @@ class AdmissionDecision:
     quota: int = 0
     window: float = 0.0
     slots: Mapping[str, Slot] = field(default_factory=dict, repr=False)
+    leases: Mapping[str, Lease] = field(default_factory=dict, repr=False)
+    others_before: int = 0
 
     @property
     def is_hopeless(self) -> bool:
         """Whether waiting is of no use."""
         return self.is_too_late or bool(self.deadlock)
 
+    def waits_for_others(self, run: str) -> bool:
+        """Whether a creation of *run* would not wait, as far as the cap and the queue go, without other machines."""
+        shared = [slot.run for slot in self.slots.values() if slot.run in self.leases]
+        holds_up = self.blocked_by == "slot" and any(other != run for other in shared)
+        return holds_up or (self.blocked_by == "queue" and bool(self.others_before and self.leases))
 
-def is_present(entry: QueueEntry, now: float) -> bool:
-    """Whether the creation of *entry* is still being polled for."""
+
+def is_present(state: State, entry: QueueEntry, now: float) -> bool:
+    """Whether the creation of *entry* is still being polled for.
+
+    A run with a lease shows by that alone that it lives: it takes its entries back itself.
+    """
+    if lease := state.leases.get(entry.run):
+        return abs(now - lease.seen) < lease.lasts * QUIET_SHARE
     return abs(now - entry.seen) < HEARTBEAT_TIMEOUT
 
 
@@ -118,7 +138,7 @@ def is_full(state: State, cap: int) -> bool:
 
 def is_crowded(state: State, now: float) -> bool:
     """Whether any creation waits for a session to end."""
-    return any(entry.waits_for_slot and is_present(entry, now) for entry in state.queue)
+    return any(entry.waits_for_slot and is_present(state, entry, now) for entry in state.queue)
 
 
 def next_start(state: State) -> float:
@@ -142,7 +162,11 @@ def expire(state: State, now: float) -> State:
         quota=quota,
         window=window,
         starts=tuple(start for start in state.starts if since < start <= now)[-quota:] if quota else (),
-        queue=tuple(entry for entry in state.queue if abs(now - entry.seen) < 10 * HEARTBEAT_TIMEOUT),
+        queue=tuple(
+            entry
+            for entry in state.queue
+            if entry.run in state.leases or abs(now - entry.seen) < 10 * HEARTBEAT_TIMEOUT
+        ),
     )
 
 
@@ -154,7 +178,7 @@ def try_admit(state: State, now: float, applicant: Applicant) -> tuple[State, Ad
     entry = _entry(state, now, applicant)
     state = state._replace(last=max(state.last, entry.number))  # the store may have begun anew
     others = [other for other in state.queue if other.ticket != entry.ticket]
-    before = [other for other in others if other.number < entry.number and is_present(other, now)]
+    before = [other for other in others if other.number < entry.number and is_present(state, other, now)]
     full = is_full(state, applicant.cap)
     # Those that wait for a smaller cap of their own do not hold up the others.
     is_first = all(is_full(state, other.cap) and not full for other in before)
@@ -163,9 +187,10 @@ def try_admit(state: State, now: float, applicant: Applicant) -> tuple[State, Ad
         slot = Slot(applicant.run, applicant.owner)
         state = _begin(state._replace(queue=tuple(others)), now, applicant.nonce, slot, applicant.cap)
         return state, AdmissionDecision(entry.number, began=now)
+    is_fresh = entry.run in state.leases or abs(now - entry.seen) < REFRESH_INTERVAL
     entry = entry._replace(
         cap=applicant.cap,
-        seen=now,
+        seen=entry.seen if is_fresh else now,
         waits_for_slot=full,
         self_blocked=applicant.self_blocked and full and _holds_its_own(state, applicant),
     )
@@ -173,7 +198,8 @@ def try_admit(state: State, now: float, applicant: Applicant) -> tuple[State, Ad
     deadlock, holdings = _deadlock(state, now, entry) if full else ("", ())
     return state, AdmissionDecision(
         entry.number,
-        poll_in=min(max(wait, FIRST_POLL_INTERVAL * (1 + len(before))), POLL_INTERVAL),
+        poll_in=_poll_in(wait, len(before)),
+        others_before=sum(other.run != applicant.run for other in before),
         blocked_by="rate" if wait > 0 else "slot" if full else "queue",
         waits_for_slot=full,
         starts_in=max(wait, 0.0),
@@ -183,7 +209,13 @@ def try_admit(state: State, now: float, applicant: Applicant) -> tuple[State, Ad
         quota=state.quota,
         window=state.window,
         slots=state.slots,
+        leases=state.leases,
     )
+
+
+def _poll_in(wait: float, before: int) -> float:
+    most = min(max(POLL_INTERVAL, POLL_SHARE * before), MAX_POLL_INTERVAL)
+    return min(max(wait, FIRST_POLL_INTERVAL * (1 + before)), most)
 
 
 def try_admit_ahead(state: State, now: float, *, nonce: str, slot: Slot, cap: int) -> tuple[State, float | None]:
@@ -194,7 +226,7 @@ def try_admit_ahead(state: State, now: float, *, nonce: str, slot: Slot, cap: in
     :returns: with the state, when it began; ``None`` if it may not.
     """
     state = expire(state, now)
-    if any(is_present(entry, now) for entry in state.queue) or next_start(state) > now or is_full(state, cap):
+    if any(is_present(state, entry, now) for entry in state.queue) or next_start(state) > now or is_full(state, cap):
         return state, None
     if state.quota and len(state.starts) >= state.quota // 2:
         return state, None
@@ -246,22 +278,42 @@ def release_slots(state: State, _now: float, nonces: Iterable[str]) -> tuple[Sta
     return state._replace(slots=_without(state.slots, nonces)), None
 
 
-def keep_own(state: State, run: str, owner: str) -> State:
-    """Return *state* as its owner knows it where the store is gone: it hears of no other process any more."""
+def keep_own(state: State, is_own: Callable[[str, Slot | QueueEntry], bool]) -> State:
+    """Return *state* as its owner knows it where the store is gone: it hears of no other process any more.
+
+    :param is_own: whether a slot, with its nonce, or a place in the queue, with ``""``, is the owner's.
+    """
     return state._replace(
-        slots={nonce: slot for nonce, slot in state.slots.items() if (slot.run, slot.owner) == (run, owner)},
-        queue=tuple(entry for entry in state.queue if (entry.run, entry.owner) == (run, owner)),
+        slots={nonce: slot for nonce, slot in state.slots.items() if is_own(nonce, slot)},
+        queue=tuple(entry for entry in state.queue if is_own("", entry)),
+        touched=0.0,
+        leases={},
+        vanished={},
     )
 
 
-def merge(state: State, known: State, run: str, owner: str) -> State:
+def merge(state: State, known: State, is_own: Callable[[str, Slot | QueueEntry], bool]) -> State:
     """Bring what one owner knows, and could not store as it should have, into the *state* that the others share."""
     if known.until > state.until:
         state = state._replace(until=known.until, set_at=known.set_at, misses=known.misses)
     if known.learned > state.learned:
         state = state._replace(quota=known.quota, window=known.window, learned=known.learned, starts=known.starts)
-    others = {nonce: slot for nonce, slot in state.slots.items() if (slot.run, slot.owner) != (run, owner)}
-    return state._replace(slots={**others, **keep_own(known, run, owner).slots})
+    others = {nonce: slot for nonce, slot in state.slots.items() if not is_own(nonce, slot)}
+    return state._replace(slots={**others, **keep_own(known, is_own).slots})
+
+
+def shift(state: State, seconds: float) -> State:
+    """Return what is known of the rate by a clock that is *seconds* ahead of the one it was learned by."""
+
+    def moved(moment: float) -> float:
+        return max(moment + seconds, 0.0) if moment else 0.0
+
+    return state._replace(
+        until=moved(state.until),
+        set_at=moved(state.set_at),
+        learned=moved(state.learned),
+        starts=tuple(map(moved, state.starts)),
+    )
 
 
 def _entry(state: State, now: float, applicant: Applicant) -> QueueEntry:
@@ -304,7 +356,7 @@ def _deadlock(state: State, now: float, entry: QueueEntry) -> tuple[Deadlock, tu
     blocked = [
         other
         for other in state.queue
-        if other.self_blocked and is_present(other, now) and (other.run, other.owner) in holders
+        if other.self_blocked and is_present(state, other, now) and (other.run, other.owner) in holders
     ]
     if any(slot.use for slot in state.slots.values()) or not holders.keys() <= {(b.run, b.owner) for b in blocked}:
         return "", ()

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 MAX_WINDOW = 86_400.0  # seconds
+MAX_LEASE = 600.0  # seconds
+MAX_LABEL = 100  # characters
 SLOT_USES = ("", "ahead", "ending", "kept")
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
@@ -54,6 +56,45 @@ class QueueEntry(NamedTuple):
     self_blocked: bool = False
 
 
+class Lease(NamedTuple):
+    """A run that shares the account with others over a server, and has shown lately that it lives.
+
+    :param seen: when it did.
+    :param lasts: seconds for which that counts.
+    :param run_id: the run's name in its sessions' tags.
+    :param machine: where it runs, for people.
+    :param shard: which part of a CI run it is, ``""`` where that is not known.
+    :param joins: how often it has joined, each time after its lease was lost included.
+    :param writes: how often it has written, by which it sees whether what it wrote last is still there.
+    """
+
+    seen: float
+    lasts: float
+    run_id: str
+    machine: str
+    shard: str = ""
+    joins: int = 1
+    writes: int = 0
+
+    @property
+    def until(self) -> float:
+        """When it runs out."""
+        return self.seen + self.lasts
+
+
+class Vanished(NamedTuple):
+    """A run whose lease ran out, and whose sessions are to be ended by another.
+
+    :param lease: the last one that it had.
+    :param since: when that was noticed.
+    :param taker: the run that ends its sessions, ``""`` where none does so far.
+    """
+
+    lease: Lease
+    since: float
+    taker: str = ""
+
+
 class State(NamedTuple):
     """What a store holds for one account.
 
@@ -67,6 +108,9 @@ class State(NamedTuple):
     :param starts: when creations began, the oldest first.
     :param slots: by the nonce of the creation.
     :param queue: the first to be served first.
+    :param touched: when a store that several machines share was last written.
+    :param leases: by run, in such a store; there, a slot or a place in the queue counts only with its run's lease.
+    :param vanished: by run.
     """
 
     until: float = 0.0
@@ -79,6 +123,9 @@ class State(NamedTuple):
     starts: tuple[float, ...] = ()
     slots: Mapping[str, Slot] = {}
     queue: tuple[QueueEntry, ...] = ()
+    touched: float = 0.0
+    leases: Mapping[str, Lease] = {}
+    vanished: Mapping[str, Vanished] = {}
 
 
 def dump(state: State) -> bytes:
@@ -93,7 +140,10 @@ def parse(text: bytes) -> State:
         values = json.loads(text)
         slots = {nonce: Slot(*slot) for nonce, slot in values["slots"].items()}
         queue = tuple(QueueEntry(**entry) for entry in values["queue"])
-        state = State(**{**values, "starts": tuple(values.get("starts", ())), "slots": slots, "queue": queue})
+        leases = {run: Lease(*lease) for run, lease in values.get("leases", {}).items()}
+        vanished = {run: Vanished(Lease(*lease), *rest) for run, (lease, *rest) in values.get("vanished", {}).items()}
+        parts = {"slots": slots, "queue": queue, "leases": leases, "vanished": vanished}
+        state = State(**{**values, "starts": tuple(values.get("starts", ())), **parts})
         return state if _is_well_formed(state) else State()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return State()
@@ -104,12 +154,31 @@ def _is_well_formed(state: State) -> bool:
     # By the column: hundreds of slots have the same few runs and owners.
     runs, owners, uses = map(set, zip(*state.slots.values(), strict=True)) if state.slots else ((), (), ())
     return (
-        _are_numbers((state.until, state.set_at, state.window, state.learned, *state.starts, *counts))
+        _are_numbers((state.until, state.set_at, state.window, state.learned, state.touched, *state.starts, *counts))
         and all(isinstance(count, int) for count in counts)
         and state.window <= MAX_WINDOW
         and all(map(_is_name, (*state.slots, *runs, *owners)))
         and all(use in SLOT_USES for use in uses)
         and all(map(_is_well_formed_entry, state.queue))
+        and all(_is_name(run) and _is_well_formed_lease(lease) for run, lease in state.leases.items())
+        and all(
+            _is_name(run)
+            and _is_well_formed_lease(gone.lease)
+            and _are_numbers((gone.since,))
+            and (gone.taker == "" or _is_name(gone.taker))
+            for run, gone in state.vanished.items()
+        )
+    )
+
+
+def _is_well_formed_lease(lease: Lease) -> bool:
+    return (
+        _are_numbers((lease.seen, lease.lasts, lease.joins, lease.writes))
+        and isinstance(lease.joins, int)
+        and isinstance(lease.writes, int)
+        and lease.lasts <= MAX_LEASE
+        and _is_name(lease.run_id)
+        and all(isinstance(text, str) and len(text) <= MAX_LABEL for text in (lease.machine, lease.shard))
     )
 
 

@@ -29,3 +29,7 @@ class Store(Protocol):
 
     def read(self) -> tuple[State, float]:
         """The state, and the time by the store's clock."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether what was decided last still holds: the process has not stood still for too long since."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 START_TIMEOUT = 30.0  # seconds until the broker must answer its first message
 ATTEMPTS = 3  # brokers that one request starts, at most
 GOODBYE_TIMEOUT = 10.0  # seconds
+FOREVER = 1e6  # seconds
+MOST_WATCHED = 100  # brokers that die while a run is watched
 SLACK = 30.0  # seconds that an answer may take beyond the time that the broker gives itself
 
 _RESET_MEANS_UNREAD = sys.platform == "linux"
@@ -133,6 +135,7 @@ class Client:
         self.used = False  # whether this process has had to do with the run's sessions
         self._key = Secret(settings.api_key) if settings.api_key else None
         self._is_over = False  # whether this process has left the run
+        self._is_leaving = False
         self._launcher = Launcher(settings)
         self._generation = 0
         self.is_stuck = False  # whether the broker did not answer in time
@@ -255,8 +258,32 @@ class Client:
             raise rebuild(answer["error"])
         return answer
 
+    def watch(self, on_note: Callable[[Any], object], *, restarts: bool) -> None:
+        """Read what the creations of the run wait for, until this process leaves it.
+
+        The calling thread does not count among those that could end a session.
+
+        :param restarts: whether a broker that dies is replaced at once, not with the next request: on other machines,
+            the run counts as gone without one.
+        :raises AnchorError: a broker cannot be started.
+        """
+        message = System.encode({"verb": "watch waits"})
+        for _ in range(MOST_WATCHED if restarts else 1):
+            connection = self._connect(START_TIMEOUT)
+            try:
+                connection.send(message)
+                while True:
+                    on_note(connection.receive(FOREVER)["note"])
+            except (_ClosedError, TimeoutError, KeyError):
+                pass
+            finally:
+                self._drop(connection)
+            if self._is_leaving:
+                return
+
     def leave(self) -> None:
         """Leave the run: nothing is asked for afterwards."""
+        self._is_leaving = True
         if self._open and not self.is_stuck:
             with suppress(AnchorError):  # the kernel tells the broker that this process is gone
                 self.request("goodbye", timeout=GOODBYE_TIMEOUT, slack=0.0)

@@ -18,9 +18,11 @@ KEY_VARIABLES = ("ANCHORBROWSER_API_KEY", "ANCHOR_API_KEY")
 BASE_URL_VARIABLE = "ANCHORBROWSER_BASE_URL"
 CHROMIUM_VARIABLE = "PYTEST_ANCHOR_CHROMIUM"
 REPORT_VARIABLE = "PYTEST_ANCHOR_REPORT"
+SHARED_LIMITS_VARIABLE = "PYTEST_ANCHOR_SHARED_LIMITS"
 REGISTRY_NAME = ".pytest_anchor"
 SWEEP_TIMEOUT = 60  # seconds
 SWEEP_AT_ONCE = 16  # sessions that a sweep ends at the same time
+SECRETS = ("api_key", "shared_limits")  # fields of the settings that are, or may hold, what no one must see
 KEYWORDS = ("session", "browser", "integrations", "identities")  # of a creation, as in POST /v1/sessions
 DAY = 86400.0  # seconds
 MAX_RUN_ID = 100  # characters
@@ -38,6 +40,9 @@ _CI = {
     "azure": ("BUILD_BUILDID",),
     "jenkins": ("BUILD_TAG",),
 }
+
+# What the CI services call one of several machines that share a run.
+_SHARDS = ("CI_NODE_INDEX", "CIRCLE_NODE_INDEX", "BUILDKITE_PARALLEL_JOB", "SYSTEM_JOBPOSITIONINPHASE")
 
 
 class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which every run with this plugin would pay
@@ -72,6 +77,9 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     :param recording: ``on``, ``off`` or ``retain-on-failure``.
     :param output: the folder for screenshots and the like, absolute; ``""`` for none.
     :param report: the file for the picture of the run, ``""`` for none.
+    :param shared_limits: URL of the server by which the runs of several machines share the plan, ``""`` for none.
+    :param shared_lease: seconds after which a run that does not reach that server counts as gone.
+    :param shard: which of several machines that share a CI run this is, ``""`` where that is not known.
     :param own_registry: whether this is a worker that keeps its own, as it sees another disk than the controller.
     :param socket_folder: where the run's processes on this machine find its broker.
     :param main_pid: the process that the run is over with, 0 where it is on another machine.
@@ -104,14 +112,17 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     links: bool
     screenshot: str
     recording: str
+    shared_limits: str
+    shared_lease: float
     output: str = ""
     report: str = ""
+    shard: str = ""
     own_registry: bool = False
     socket_folder: str = ""
     main_pid: int = 0
 
     def __repr__(self) -> str:
-        shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name != "api_key")
+        shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name not in SECRETS)
         return f"Settings({', '.join(shown)})"
 
     @property
@@ -123,7 +134,8 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
     def for_worker(self, owner: str, *, shares_disk: bool = True) -> dict[str, Any]:
         """The same settings for a worker, as plain built-ins.
 
-        A real key does not cross: a worker reads it from its own environment, which it inherits.
+        Neither a real key nor a server's password crosses: a worker reads them from its own environment, which it
+        inherits.
         The local backend's is made up for this run and worth nothing outside it.
 
         :param shares_disk: whether it sees this machine's folders; if not, it keeps a registry of its own.
@@ -137,6 +149,8 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
             values["output"] = os.path.basename(self.output)
         if not self.local:
             del values["api_key"]
+        if has_password(self.shared_limits):
+            del values["shared_limits"]
         return values
 
     @classmethod
@@ -149,7 +163,8 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
         sockets = values["socket_folder"] or socket_folder(f"{folder.name}-{crc32(os.fsencode(folder)):08x}")
         output = values["output"] and os.path.join(rootdir, values["output"])
         own = {"folder": folder, "socket_folder": sockets, "output": output}
-        return cls(**{"api_key": key_from_environment(), **values, **own})
+        secrets = {"api_key": key_from_environment(), "shared_limits": os.environ.get(SHARED_LIMITS_VARIABLE, "")}
+        return cls(**{**secrets, **values, **own})
 
 
 def socket_folder(name: str) -> str:
@@ -193,6 +208,12 @@ def _digest(text: str) -> str:
     from hashlib import sha256
 
     return sha256(text.encode()).hexdigest()[:16]
+
+
+def ci_shard(environ: Mapping[str, str] = os.environ) -> str:
+    """Which of several machines that share a CI run this is, ``""`` where that is not known."""
+    found = next((environ[name] for name in _SHARDS if environ.get(name)), "")
+    return found if re.fullmatch(r"[A-Za-z0-9._-]{1,20}", found) else ""
 
 
 def check_run_id(value: str) -> str:
@@ -265,6 +286,49 @@ def check_base_url(value: str) -> str:
             "or http:// to this machine only (localhost, 127.0.0.1)"
         )
     return value.rstrip("/")
+
+
+def check_shared_limits(name: str, value: str) -> str:
+    """Return *value* if it is the URL of a server that runs may share.
+
+    :raises AnchorConfigError: it is not.
+    """
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+        is_complete = bool(parts.path if parts.scheme == "unix" else parts.hostname)
+    except ValueError:
+        is_complete = False
+    if not (is_complete and value.isprintable() and parts.scheme in ("redis", "rediss", "unix")):
+        raise AnchorConfigError(
+            f"{name} takes the URL of a Redis or Valkey server, such as redis://HOST:6379/0, rediss://HOST:6379/0 or "
+            "unix:///run/redis.sock; what was given is none"
+        )
+    return Secret(value) if has_password(value) else value
+
+
+def has_password(url: str) -> bool:
+    """Whether the URL of a server has a password in it."""
+    if "@" not in url and "password" not in url:
+        return False
+    from urllib.parse import parse_qsl, urlsplit
+
+    parts = urlsplit(url)
+    return parts.password is not None or any(name == "password" for name, _ in parse_qsl(parts.query))
+
+
+def refuse_password(name: str, url: str) -> None:
+    """Refuse a URL with a password, where others can see it.
+
+    :raises AnchorConfigError: it has one.
+    """
+    if has_password(url):
+        raise AnchorConfigError(
+            f"{name} must not have a password in it, since options and ini files are seen by others: set the whole URL "
+            f"in the environment, {SHARED_LIMITS_VARIABLE}"
+        )
 
 
 def _is_loopback(host: str) -> bool:

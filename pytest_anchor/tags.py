@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from typing import NamedTuple
 
 TAG = "pytest-anchor"
 _SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 MAX_TEXT = 80  # characters in a tag; a test's name is at the end of its id
 _NEW = f"{TAG}:new="
+_ALONE = f"{TAG}:alone="
 
 
 def is_session_id(value: object) -> bool:
@@ -48,3 +50,35 @@ def nonce_of(tags: tuple[str, ...], invocation: str) -> str | None:
     """The nonce among *tags* if the session was created by *invocation*, else ``None``."""
     nonces = (tag.removeprefix(_NEW) for tag in tags if tag.startswith(_NEW))
     return next((nonce for nonce in nonces if nonce.startswith(f"{invocation}-")), None)
+
+
+class Sign(NamedTuple):
+    """How a run that is cut off from a server shows those that it shared it with that it lives.
+
+    :param joins: how often it had joined them: the sign counts until it joins again.
+    :param beat: rises as long as it lives.
+    """
+
+    joins: int
+    beat: int
+
+    @property
+    def tag(self) -> str:
+        """Its form among a session's tags."""
+        return f"{_ALONE}{self.joins}.{self.beat}"
+
+
+NO_SIGN = Sign(0, 0)
+
+
+def sign_of(tags: tuple[str, ...]) -> Sign:
+    """The latest sign among *tags*."""
+    matches = (
+        re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,9})", tag.removeprefix(_ALONE)) for tag in tags if tag.startswith(_ALONE)
+    )
+    return max((Sign(int(match[1]), int(match[2])) for match in matches if match), default=NO_SIGN)
+
+
+def with_sign(tags: tuple[str, ...], sign: Sign) -> list[str]:
+    """*tags* with *sign* in the place of an earlier one."""
+    return [*(tag for tag in tags if not tag.startswith(_ALONE)), sign.tag]

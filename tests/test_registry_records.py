@@ -78,8 +78,8 @@ def test_a_creation_ahead_is_a_tests_once_it_is_taken(run):
 
 
 def test_what_was_waited_is_no_record_of_a_session(run):
-    run.append("waited", "n1", rate=1.5, slot=0.25, time=7)
-    assert (run.read().waits, run.state.records) == ({"n1": (1.5, 0.25, 7.0)}, {})
+    run.append("waited", "n1", rate=1.5, slot=0.25, elsewhere=0.125, time=7)
+    assert (run.read().waits, run.state.records) == ({"n1": (1.5, 0.25, 7.0, 0.125)}, {})
     assert run.state.settled
 
 

@@ -214,6 +214,11 @@ def test_what_was_waited_is_added_up():
         "2 creations waited 3.8 s for the plan's rate limit",
         "1 creation waited 0.5 s for a free browser slot",
     ]
+    made.state.waits = {"1": Wait(0.0, 2.0, elsewhere=1.5)}
+    assert text(made)[1:] == [
+        "1 creation waited 2.0 s for a free browser slot",
+        "1.5 s of that for runs on other machines",
+    ]
     made.state.waits = {"1": Wait(0.0, 0.0)}
     assert len(text(made)) == 1
 

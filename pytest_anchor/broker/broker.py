@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ..cleanup.recovery import Recovery
     from ..settings import Settings
     from .evidence import Screenshot
+    from .sharing import Sharing
 
 PLAN_TIMEOUT = 5.0  # seconds for the one question after the plan's cap
 CREDITS_TIMEOUT = 3.0  # seconds
@@ -66,6 +67,7 @@ class Broker:
         self._sweeping = threading.RLock()  # the last sweep, or the reaper: one after the other
         self._run: Run | None = None
         self._api: AnchorAPI | None = None
+        self._sharing: Sharing | None = None
         self._cap: int | None = settings.max_sessions
         self._has_noted_facts = False
         self._owners: dict[Process, Owner] = {}
@@ -179,6 +181,10 @@ class Broker:
                 self._keep_evidence(run, lambda: AnchorAPI(base_url, key))
                 if self.settings.mark_outcome and not self.settings.local:  # which has no dashboard
                     self._outcome_tags = OutcomeTags(AnchorAPI(base_url, key))
+                if self.settings.shared_limits and not self.settings.local:
+                    from .sharing import Sharing
+
+                    self._sharing = Sharing(self.settings, run, AnchorAPI(base_url, key))
             if self._cap is None:
                 self._cap = self._api.max_sessions(deadline=time.monotonic() + PLAN_TIMEOUT) or 0
             if not self._has_noted_facts:
@@ -224,6 +230,7 @@ class Broker:
                     keeper=self._keeper,
                     outcome_tags=self._outcome_tags,
                     find_lost=lambda nonce: self._start_crash_sweep({nonce}, LOST_GRACE, owner),
+                    sharing=self._sharing,
                 )
                 if self._over.is_set() or process not in self.processes.living:
                     owner.stop()
@@ -380,8 +387,7 @@ class Broker:
                 self._evidence.finish(should_continue)
             if self._outcome_tags is not None and should_continue():
                 self._outcome_tags.finish()
-            if self._recovery is not None:
-                self._recovery.join(RECOVERY_TIMEOUT)
+            self._wait_for_recovery()
             report = self._make_report(problem)
             report.credits = self._credits(report) if should_continue() else None
             if report.kept and not self.settings.links:
@@ -430,6 +436,8 @@ class Broker:
         report.refused = sum(owner.refused for owner in self._owners.values())
         report.recovered = list(self._recovered)
         report.remarks = [line for one in (self._evidence, self._outcome_tags) if one for line in one.lines()]
+        if self._sharing is not None:
+            report.shared = list(self._sharing.lines())
         if self._run is not None and self._reaps:
             report.log = self._run.folder / REAPER_LOG
         return report
@@ -509,6 +517,8 @@ class Broker:
     def close(self) -> None:
         """Let go of the registry; what is open stays recorded."""
         self.forwarding.close()
+        if self._sharing is not None:
+            self._sharing.close()
         with self._lock:
             if self._run is not None:
                 self._run.leave()
@@ -522,6 +532,12 @@ class Broker:
                 thread = threading.Thread(target=self._recover_all, name="recovery", daemon=True)
                 thread.start()
                 self._recovery = thread
+
+    def _wait_for_recovery(self) -> None:
+        if self._recovery is not None:
+            self._recovery.join(RECOVERY_TIMEOUT)
+        if self._sharing is not None:
+            self._sharing.settle(RECOVERY_TIMEOUT)
 
     def _recover_all(self) -> None:
         with suppress(AnchorRegistryError, OSError):

@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ..api import AnchorAPI
+    from ..budget.admission import Admission
     from ..configuration import Wanted
     from ..errors import Limit
     from ..registry.journal import Run
     from ..registry.records import Record
     from ..settings import Settings
     from .outcome_tags import OutcomeTags
+    from .sharing import Sharing
 
 RETRY_PAUSE = 0.25  # seconds before a creation that failed is tried again; doubled each time
 END_AGAIN = 2.0  # seconds between attempts to end what a teardown could not, while a test waits for its slot
@@ -50,6 +52,10 @@ WORTH_REPORTING = 0.1  # seconds of waiting
 
 class CancelledError(AnchorError):
     """The test process has withdrawn its request, or is gone."""
+
+
+class AdmissionExpiredError(Exception):
+    """A process that has stood still since its creation was admitted has to ask again."""
 
 
 @dataclass(eq=False)
@@ -101,6 +107,7 @@ class Owner:
     :param keeper: keeps the sessions of failed tests open for a while.
     :param outcome_tags: marks sessions that are over with what became of their tests.
     :param find_lost: starts the search for the session of a creation, by its nonce, whose answer was lost.
+    :param sharing: what the run shares with those of other machines, if it does.
     """
 
     def __init__(
@@ -115,6 +122,7 @@ class Owner:
         find_lost: Callable[[str], object] = lambda _nonce: None,
         keeper: Keeper | None = None,
         outcome_tags: OutcomeTags | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -123,9 +131,11 @@ class Owner:
         self._find_lost = find_lost
         self._outcome_tags = outcome_tags
         self._keeper = keeper or Keeper(settings.keep_for)
+        self._sharing = sharing
+        folder = run.folder if settings.local else run.folder.parent
         self.limits = Limits(
-            FileStore(run.folder if settings.local else run.folder.parent, api.account, run.folder.name, name),
-            SlotHolders(run.folder, name, api.base_url, lives),
+            sharing.store if sharing else FileStore(folder, api.account, run.folder.name, name),
+            SlotHolders(run.folder, name, api.base_url, lives, run=sharing.store.member.run if sharing else ""),
             cap=cap,
             timeout=settings.create_timeout,
         )
@@ -153,7 +163,7 @@ class Owner:
         tags = [TAG, run_tag(self.settings.run_id), new_tag(nonce)]
         if self._outcome_tags is not None:
             tags += [named_tag("test", test), named_tag("owner", self.name)]
-        return tags
+        return tags + (self._sharing.tags if self._sharing else [])
 
     @property
     def _own_defaults(self) -> dict[str, Any]:
@@ -208,6 +218,8 @@ class Owner:
                 admitted = time.time()
                 try:
                     return self._create(nonce, config, request.test, retried=failures)
+                except AdmissionExpiredError:
+                    pass
                 except AnchorLostCreateError as error:
                     error.tries = failures = failures + 1
                     if not self._wait_for_retry(nonce, error, deadline):
@@ -221,11 +233,16 @@ class Owner:
                 admitted = None
                 nonce = new_nonce(run.folder.name)
         finally:
-            if admission.seconds >= WORTH_REPORTING:
-                rate, slot = round(admission.seconds - admission.slot_seconds, 3), round(admission.slot_seconds, 3)
-                policy = {"quota": min(admission.quota, MOST), "window": admission.window}
-                with suppress(AnchorRegistryError):
-                    run.append("waited", nonce, rate=rate, slot=slot, time=admitted or time.time(), **policy)
+            self._record_wait(nonce, admission, admitted or time.time())
+
+    def _record_wait(self, nonce: str, admission: Admission, moment: float) -> None:
+        if admission.seconds >= WORTH_REPORTING:
+            rate, slot = round(admission.seconds - admission.slot_seconds, 3), round(admission.slot_seconds, 3)
+            policy: dict[str, float] = {"quota": min(admission.quota, MOST), "window": admission.window}
+            if admission.elsewhere_seconds:
+                policy["elsewhere"] = round(admission.elsewhere_seconds, 3)
+            with suppress(AnchorRegistryError):
+                self._run.append("waited", nonce, rate=rate, slot=slot, time=moment, **policy)
 
     def _record_rate_limited(self, nonce: str, began: float, limit: Limit) -> None:
         self.limits.record_rate_limited(nonce, began, limit)
@@ -265,6 +282,10 @@ class Owner:
                     raise AnchorError(f"no session was created for {printable(test)}: the run is over, and sweeps")
                 run.append("intent", nonce, **intent)
                 self._unconfirmed_creates.add(nonce)
+            if not limits.is_current:
+                self._unconfirmed_creates.discard(nonce)
+                run.append("refused", nonce)
+                raise AdmissionExpiredError
             try:
                 created = api.create(config)
             except AnchorLostCreateError as error:
@@ -318,6 +339,8 @@ class Owner:
             return None
         try:
             return self._create(nonce, wanted.config, wanted.test, ahead=True)
+        except AdmissionExpiredError:
+            return None
         except AnchorAPIError as error:
             if error.limit is None:
                 raise

@@ -14,6 +14,7 @@ from ..settings import (
     KEY_VARIABLES,
     REGISTRY_NAME,
     REPORT_VARIABLE,
+    SHARED_LIMITS_VARIABLE,
     SWEEP_AT_ONCE,
     SWEEP_TIMEOUT,
     Settings,
@@ -26,10 +27,13 @@ from ..settings import (
     check_report,
     check_run_id,
     check_seconds,
+    check_shared_limits,
     check_span,
     ci_run_id,
+    ci_shard,
     key_from_environment,
     new_invocation,
+    refuse_password,
     socket_folder,
 )
 
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     import pytest
 
 OUTPUT_NAME = "anchor-results"
+LEASE_RANGE = (1.0, 600.0)  # seconds
 FORWARDED_HOSTS = "localhost,127.0.0.1,[::1],*.localhost,localhost.localdomain"
 
 
@@ -66,6 +71,13 @@ class Option(NamedTuple):
         more = [f"environment: {self.variable}"] if self.variable else []
         more.append(f"default: {self.default_help or self.default}")
         return f"{self.help} ({'; '.join(more)})"
+
+
+def _lease(name: str, value: str) -> float:
+    least, most = LEASE_RANGE
+    if not least <= (seconds := check_seconds(name, value)) <= most:
+        raise AnchorConfigError(f"{name} takes {least:g} to {most:g} seconds, not {value!r}")
+    return seconds
 
 
 OPTIONS = {
@@ -210,6 +222,20 @@ OPTIONS = {
         variable=REPORT_VARIABLE,
         check=check_report,
     ),
+    "shared_limits": Option(
+        "URL",
+        "Redis or Valkey server by which the runs of several machines share the plan's limits (redis://, rediss://, "
+        "unix://); needs pytest-anchor[redis]",
+        default_help="none: the runs of this registry share them",
+        variable=SHARED_LIMITS_VARIABLE,
+        check=lambda name, value: value and check_shared_limits(name, value),
+    ),
+    "shared_lease": Option(
+        "SECONDS",
+        "seconds after which a run that does not reach that server any more loses its slots there",
+        "30",
+        check=_lease,
+    ),
     "chromium": Option(
         "PATH",
         "the Chromium for --anchor-local",
@@ -265,6 +291,8 @@ def read_settings(config: pytest.Config) -> Settings:
     }
     _check_context(values["playwright"], recorded=values["recorded"])
     values["report"] = str(_path(config, "report", REPORT_VARIABLE) or "")
+    for given in (config.getoption("anchor_shared_limits"), config.getini("anchor_shared_limits")):
+        refuse_password("--anchor-shared-limits", given or "")
     return Settings(
         **{"base_url": "", **values},
         folder=(_path(config, "registry") or config.rootpath / REGISTRY_NAME) / invocation,
@@ -272,6 +300,7 @@ def read_settings(config: pytest.Config) -> Settings:
         owner="main",
         api_key=f"local-{os.urandom(16).hex()}" if local else key_from_environment(),
         local=local,
+        shard=ci_shard(),
         socket_folder=socket_folder(invocation),
         main_pid=os.getpid(),
     )

@@ -53,6 +53,7 @@ class Plugin:
         self.remarks: dict[str, None] = {}
         self.report: dict[str, Any] | None = None
         self._has_joined = False
+        self._keeps_broker = False
         self._restore_logs: Callable[[], None] | None = None
 
     @property
@@ -146,11 +147,20 @@ class Plugin:
             # A test's own factory may be called by a thread of it that is still there when the next test runs.
             lambda: node.nodeid if isinstance(node, pytest.Item) else self.item.nodeid if self.item else "?",
             before_create=check_defaults,
-            after_create=self.plan,
+            after_create=self._after_create,
             on_wait=self.wait_status,
         )
         self.outcomes.add(factory, node, fixture)
         return factory
+
+    def _after_create(self) -> None:
+        settings = self.client.settings
+        if settings.shared_limits and not self._keeps_broker and (not self.is_worker or settings.own_registry):
+            from .wait_status import keep_broker
+
+            self._keeps_broker = True
+            keep_broker(self.client)
+        self.plan()
 
     def plan(self, current: Wanted | None = None) -> None:
         """Have created ahead what the next tests will ask for, unless the test that runs still needs *current*."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import sys
 import threading
 from contextlib import nullcontext, suppress
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from ..errors import AnchorError, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pytest
 
     from ..client import Client
 
-FOREVER = 1e6  # seconds
+# Bound before any test runs; a thread that waits in the kernel must be one of the kernel's.
+_start_new_thread = _thread.start_new_thread
 
 
 class WaitStatusReporter:
@@ -34,14 +38,15 @@ class WaitStatusReporter:
             self._write(text)
 
     def watch(self, client: Client) -> None:
-        """Write what the workers of the run wait for, until the broker goes."""
-        if self._watch is None and self._config.pluginmanager.has_plugin("terminalreporter"):
-            self._watch = threading.Thread(target=self._follow, args=(client,), name="pytest-anchor-waits", daemon=True)
-            self._watch.start()
+        """Write what the workers of the run wait for, until the broker goes.
 
-    def _follow(self, client: Client) -> None:
-        with suppress(AnchorError, OSError, ValueError):  # the broker has gone, or the terminal has
-            client.request("watch waits", timeout=FOREVER, on_note=self._write)
+        Where the run shares its limits with other machines, another broker is started then.
+        """
+        if self._watch is None and self._config.pluginmanager.has_plugin("terminalreporter"):
+            self._watch = threading.Thread(
+                target=_follow, args=(client, self._write), name="pytest-anchor-waits", daemon=True
+            )
+            self._watch.start()
 
     def _write(self, text: str) -> None:
         if sys.is_finalizing():
@@ -51,3 +56,17 @@ class WaitStatusReporter:
         if reporter._tw.width_of_current_line:  # noqa: SLF001 - xdist's dots, which the line above does not know of
             reporter.write_line("")
         reporter.write_line(f"anchor: {printable(text)}")
+
+
+def keep_broker(client: Client) -> None:
+    """See to it that the run always has a broker, as a thread that is none of the test process's own."""
+    _start_new_thread(_follow, (client, _drop))
+
+
+def _follow(client: Client, write: Callable[[str], object]) -> None:
+    with suppress(AnchorError, OSError, ValueError):  # the broker has gone, or the terminal has
+        client.watch(write, restarts=bool(client.settings.shared_limits))
+
+
+def _drop(_text: str) -> None:
+    """What a creation waits for, the thread of its test says."""

@@ -18,7 +18,8 @@ the epoch, by the broker's clock; earlier versions gave that to the first two be
 ``kept``     its test has failed, and it stays open for a person to look at: ``until`` when
 ``ended``    it is over: ``ended_by``, ``already``, ``note``, and when the attempt ``began`` that confirmed it
 ``waited``   a creation had to wait for the plan's limits until ``time``: seconds for its ``rate``, and for a free
-             ``slot``; and the ``quota`` of creations that the API allows in a ``window`` of seconds, if that is known
+             ``slot``; how many of these for runs ``elsewhere``, on other machines; and the ``quota`` of creations that
+             the API allows in a ``window`` of seconds, if that is known
 ``run``      about the run itself, with an empty ``nonce``: the ``cap`` of sessions at once, ``prefetch``, and
              ``end_in_background``
 """
@@ -188,11 +189,13 @@ class Wait(NamedTuple):
     :param rate: for the plan's rate limit.
     :param slot: for a session to end.
     :param until: when the wait was over, in seconds since the epoch, ``None`` if not known.
+    :param elsewhere: how much of it for runs of other machines.
     """
 
     rate: float
     slot: float
     until: float | None = None
+    elsewhere: float = 0.0
 
 
 class RunFacts(NamedTuple):
@@ -238,7 +241,8 @@ class State:
         if not nonce.isascii():
             raise ValueError(nonce)
         if line["event"] == "waited":
-            self.waits[nonce] = Wait(_seconds(line["rate"]), _seconds(line["slot"]), _time_of(line))
+            elsewhere = _seconds(line.get("elsewhere", 0.0))
+            self.waits[nonce] = Wait(_seconds(line["rate"]), _seconds(line["slot"]), _time_of(line), elsewhere)
             self._note_policy(line)
             return
         if line["event"] == "limited":

@@ -61,6 +61,7 @@ class Report:
         self.credits: float | None = None  # that its sessions have used, if the API tells
         self.refused = 0  # creations, as the budget was used up
         self.remarks: list[tuple[str, bool]] = []  # on evidence, and whether any is missing
+        self.shared: list[Line] = []  # what there is to say of the server by which machines share the plan
 
     @property
     def created(self) -> list[Record]:
@@ -93,7 +94,8 @@ class Report:
 
     def __bool__(self) -> bool:
         state = self.state
-        return bool(self.created or self.unresolved or state.unreadable or self.problem or self.recovered)
+        has_more = self.problem or self.recovered or self.shared
+        return bool(self.created or self.unresolved or state.unreadable or has_more)
 
     def as_values(self, *, verbose: bool) -> dict[str, Any]:
         """What the test process needs of it, as plain built-ins."""
@@ -141,6 +143,7 @@ class Report:
             yield Line(remark, YELLOW if is_trouble else {})
         for recovery in self.recovered:
             yield from _recovery_lines(recovery)
+        yield from self.shared
 
     def _kept_lines(self) -> Iterator[Line]:
         kept = [record for record in self.created if record.nonce in self.kept]
@@ -174,13 +177,7 @@ class Report:
             yield Line(f"{_count(retried, 'creation')} retried")
         if self.refused:
             yield Line(f"{_count(self.refused, 'creation')} refused: the run has used up its --anchor-budget", YELLOW)
-        waits = list(self.state.waits.values())
-        for seconds, what in (
-            ([wait.rate for wait in waits if wait.rate], "the plan's rate limit"),
-            ([wait.slot for wait in waits if wait.slot], "a free browser slot"),
-        ):
-            if seconds:
-                yield Line(f"{_count(len(seconds), 'creation')} waited {sum(seconds):.1f} s for {what}")
+        yield from self._waits()
         if unreadable := self.state.unreadable:
             yield Line(
                 f"{_count(unreadable, 'line')} of the record cannot be read: sessions may be missing here",
@@ -197,6 +194,17 @@ class Report:
                 yield Line(f"the reaper goes on trying; it writes to {self.log}")
             else:
                 yield Line(f"the next run here tries again; so does: {self._sweep_command()}")
+
+    def _waits(self) -> Iterator[Line]:
+        waits = list(self.state.waits.values())
+        for seconds, what in (
+            ([wait.rate for wait in waits if wait.rate], "the plan's rate limit"),
+            ([wait.slot for wait in waits if wait.slot], "a free browser slot"),
+        ):
+            if seconds:
+                yield Line(f"{_count(len(seconds), 'creation')} waited {sum(seconds):.1f} s for {what}")
+        if elsewhere := sum(wait.elsewhere for wait in waits):
+            yield Line(f"{elsewhere:.1f} s of that for runs on other machines")
 
     def _sweep_command(self) -> str:
         """The command that goes on where this run has left off."""

@@ -10,7 +10,14 @@ from typing import Any
 
 from .errors import AnchorError
 from .reporting.progress import write
-from .settings import BASE_URL_VARIABLE, DEFAULT_BASE_URL, KEY_VARIABLES, REGISTRY_NAME, SWEEP_TIMEOUT
+from .settings import (
+    BASE_URL_VARIABLE,
+    DEFAULT_BASE_URL,
+    KEY_VARIABLES,
+    REGISTRY_NAME,
+    SHARED_LIMITS_VARIABLE,
+    SWEEP_TIMEOUT,
+)
 
 INTERRUPTED = 130  # as a shell has it for a process that Ctrl-C ended
 
@@ -69,6 +76,17 @@ exit status: 0 all are over, 1 one may still run (with --dry-run: would be ended
 """
 
 
+_LIMITS = f"""\
+examples:
+  python -m pytest_anchor limits --watch
+  python -m pytest_anchor limits --shared-limits redis://cache.example:6379/0
+  python -m pytest_anchor limits --json | jq '.waiting | length'
+
+{_KEY}
+exit status: 0 it was shown, 2 it cannot be told
+"""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status: 0 nothing is left, 1 something is, 2 it cannot be told."""
     parser = _parser()
@@ -102,6 +120,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from .cli.report import report
 
         return report(arguments)
+    if arguments.command == "limits":
+        from .cli.limits import limits
+
+        return limits(arguments)
     from .cli.end import end
 
     return end(arguments)
@@ -165,6 +187,15 @@ def _parser() -> argparse.ArgumentParser:
         default="anchor-report.html",
         help="FILE.html or FILE.json; default: %(default)s",
     )
+    text = "show what the plan allows, which runs use it and what waits"
+    limits = _command(commands, "limits", text, _LIMITS, url, registry)
+    limits.add_argument(
+        "--shared-limits",
+        metavar="URL",
+        help=f"the server that runs share, instead of this folder's registry; default: {SHARED_LIMITS_VARIABLE}",
+    )
+    limits.add_argument("--json", action="store_true", help="an object instead of tables")
+    limits.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
 
     commands.add_parser("local", help="serve Anchor's API on this machine with local Chromium", add_help=False)
     return parser

@@ -15,6 +15,7 @@ NAMES = (
     "suite",
     "sweep",
     "pace",
+    "machines",
     "scale",
     "broker",
     "evidence",

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import shared_limits
 from measure import Figure, seconds
 
 from pytest_anchor.budget.admission import Limits
@@ -51,6 +52,7 @@ def figures() -> Iterator[Figure]:
         "flat within 1.2",
         f"{late * 1e6:.0f} µs against {early * 1e6:.0f} µs",
     )
+    yield from shared_limits.figures()
 
 
 def _session(folder: Path, before: int) -> Callable[[], None]:

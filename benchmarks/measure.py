@@ -93,7 +93,7 @@ def client_for(env: dict[str, str], folder: Path, *, reaper: bool = False) -> Cl
     defaults = {
         option.setting or name: option.check(name, option.default)
         for name, option in OPTIONS.items()
-        if option.default or name in ("chromium", "budget")
+        if option.default or name in ("chromium", "budget", "shared_limits")
     }
     told = {
         "run_id": "bench",

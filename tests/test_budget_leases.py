@@ -5,7 +5,7 @@ import pytest
 from pytest_anchor.budget import leases, rules
 from pytest_anchor.budget.leases import CREATION_TIMEOUT, FORGOTTEN_AFTER, Member
 from pytest_anchor.budget.rules import Applicant
-from pytest_anchor.budget.state import Lease, Slot, State, Vanished, dump, parse
+from pytest_anchor.budget.state import Lease, QueueEntry, Slot, State, Vanished, dump, parse
 
 LEASE, GRACE = 30.0, 20.0  # seconds
 
@@ -230,6 +230,15 @@ def test_a_lease_that_is_odd_makes_the_state_an_empty_one(lease):
     assert parse(dump(State(leases={"a": GOOD}, vanished={"b": Vanished(GOOD, 1.0)}))).leases
     assert parse(dump(State(leases={"a": lease}))) == State()
     assert parse(dump(State(vanished={"a": Vanished(lease, 1.0)}))) == State()
+
+
+def test_any_run_id_and_any_owner_that_a_run_may_have_is_read_again():
+    state = State(
+        slots={"n": Slot("inv.gw0", ".gw0")},
+        queue=(QueueEntry(1, "t", "inv.gw0", ".", "test", 1.0, 1.0),),
+        leases={"inv.gw0": GOOD._replace(run_id="..x" + "9" * 97)},
+    )
+    assert parse(dump(state)) == state
 
 
 @pytest.mark.parametrize("state", [State(leases={"../a": GOOD}), State(vanished={"a": Vanished(GOOD, 1.0, "../b")})])

@@ -18,7 +18,8 @@ MAX_LEASE = 600.0  # seconds
 MAX_LABEL = 100  # characters
 SLOT_USES = ("", "ahead", "ending", "kept")
 
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", re.ASCII)  # it may be a folder's
+_WORD = re.compile(r"[A-Za-z0-9._-]{1,100}", re.ASCII)
 
 
 class Slot(NamedTuple):
@@ -157,7 +158,8 @@ def _is_well_formed(state: State) -> bool:
         _are_numbers((state.until, state.set_at, state.window, state.learned, state.touched, *state.starts, *counts))
         and all(isinstance(count, int) for count in counts)
         and state.window <= MAX_WINDOW
-        and all(map(_is_name, (*state.slots, *runs, *owners)))
+        and all(map(_is_name, (*state.slots, *runs)))
+        and all(map(_is_word, owners))
         and all(use in SLOT_USES for use in uses)
         and all(map(_is_well_formed_entry, state.queue))
         and all(_is_name(run) and _is_well_formed_lease(lease) for run, lease in state.leases.items())
@@ -177,14 +179,15 @@ def _is_well_formed_lease(lease: Lease) -> bool:
         and isinstance(lease.joins, int)
         and isinstance(lease.writes, int)
         and lease.lasts <= MAX_LEASE
-        and _is_name(lease.run_id)
+        and _is_word(lease.run_id)
         and all(isinstance(text, str) and len(text) <= MAX_LABEL for text in (lease.machine, lease.shard))
     )
 
 
 def _is_well_formed_entry(entry: QueueEntry) -> bool:
     return (
-        all(map(_is_name, (entry.ticket, entry.run, entry.owner)))
+        all(map(_is_name, (entry.ticket, entry.run)))
+        and _is_word(entry.owner)
         and isinstance(entry.test, str)
         and _are_numbers((entry.number, entry.asked, entry.seen, entry.cap))
     )
@@ -193,6 +196,11 @@ def _is_well_formed_entry(entry: QueueEntry) -> bool:
 @lru_cache(maxsize=4096)  # each state that is read has the same hundreds of them
 def _is_name(name: object) -> bool:
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+@lru_cache(maxsize=4096)
+def _is_word(word: object) -> bool:
+    return isinstance(word, str) and _WORD.fullmatch(word) is not None
 
 
 def _are_numbers(values: Iterable[object]) -> bool:

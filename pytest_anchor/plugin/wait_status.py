@@ -42,7 +42,10 @@ class WaitStatusReporter:
 
         Where the run shares its limits with other machines, another broker is started then.
         """
-        if self._watch is None and self._config.pluginmanager.has_plugin("terminalreporter"):
+        if not self._config.pluginmanager.has_plugin("terminalreporter"):
+            if client.settings.shared_limits:
+                keep_broker(client)
+        elif self._watch is None:
             self._watch = threading.Thread(
                 target=_follow, args=(client, self._write), name="pytest-anchor-waits", daemon=True
             )

@@ -210,6 +210,7 @@ def picture_of(state: State, status: Status, now: float, credits_used: float | N
         limit_waits={
             "rate": [wait.rate for wait in state.waits.values() if wait.rate],
             "slot": [wait.slot for wait in state.waits.values() if wait.slot],
+            "elsewhere": [wait.elsewhere for wait in state.waits.values() if wait.elsewhere],
         },
         counts=_counts(state, sessions),
         credits=credits_used,

@@ -172,7 +172,11 @@ def _spent(totals: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _notes(document: dict[str, Any]) -> Any:
     run, totals = document["run"], document["totals"]
-    for limit, words in (("rate", "the plan's rate limit"), ("slot", "a free browser slot")):
+    for limit, words in (
+        ("rate", "the plan's rate limit"),
+        ("slot", "a free browser slot"),
+        ("elsewhere", "runs on other machines"),
+    ):
         wait = totals["limit_waits"][limit]
         if wait["creations"]:
             text = f"{_count(wait['creations'], 'creation')} waited {duration(wait['seconds'])} for {words}"

@@ -77,12 +77,12 @@ def test_a_rerun_is_a_test_of_its_own(run):
 
 def test_waits_for_the_plan(run):
     nonce = run.session("a", 5, 6, 8, 9)
-    run.waited(nonce, 5, rate=3, slot=1.5, quota=20, window=10)
+    run.waited(nonce, 5, rate=3, slot=1.5, elsewhere=1, quota=20, window=10)
     run.tested("a", 0.5, 9, nonce)
     picture = drawn(run)
     assert picture.tests[0].waits == (3, 1.5, 1, 1)
     assert picture.sessions[0].begun - picture.sessions[0].asked == 4.5
-    assert picture.limit_waits == {"rate": [3], "slot": [1.5]}
+    assert picture.limit_waits == {"rate": [3], "slot": [1.5], "elsewhere": [1]}
     assert (picture.quota, picture.window) == (20, 10)
 
 

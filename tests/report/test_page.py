@@ -121,7 +121,7 @@ def test_a_run_that_goes_on_has_leaked_nothing():
 def test_what_the_run_came_to():
     run = RecordedRun(cap=5, prefetch=2, end_in_background=True)
     nonce = run.session("a", 5, 6, 8, 9, retried=1)
-    run.waited(nonce, 5, rate=3, slot=1.5, quota=20, window=10)
+    run.waited(nonce, 5, rate=3, slot=1.5, elsewhere=1, quota=20, window=10)
     run.tested("a", 0.5, 9, nonce, outcome="error")
     run.note("lost", run.ask("b", 1), 3, error=ERROR)
     made = re.sub(r"\s+", " ", page(run, "killed"))
@@ -131,6 +131,7 @@ def test_what_the_run_came_to():
         "--anchor-prefetch 2 --anchor-end background",
         "1 creation waited 3.0 s for the plan&#39;s rate limit: 20 creations in 10 s",
         "1 creation waited 1.5 s for a free browser slot: 5 at once",
+        "1 creation waited 1.0 s for runs on other machines",
         "1 creation was retried",
         "at most 1 at once, 5 allowed",
         "a creation whose answer never came",

@@ -12,7 +12,7 @@ from shared_runs import Machines, sign
 from pytest_anchor.budget import leases, redis_server, rules, shared_store
 from pytest_anchor.budget.redis_server import HEADER, ServerError
 from pytest_anchor.budget.shared_store import hide, seal
-from pytest_anchor.budget.state import Slot, State
+from pytest_anchor.budget.state import Slot, State, Vanished
 from pytest_anchor.errors import AnchorLimitError, Limit
 
 
@@ -316,6 +316,25 @@ def test_a_server_that_fails_after_a_change_has_made_it_once(machines, server):
     wait_for(lambda: store.is_joined)
     assert set(machines.state.slots) == {hide("a-1")}
     assert machines.state.queue == ()
+
+
+def test_an_earlier_state_does_not_say_who_has_vanished(machines, server):
+    """A run that came back since must have the time to say so again, whoever has put that state there."""
+    machines.lease = 600.0  # no run renews it by itself meanwhile
+    one, other = machines.store("a"), machines.store("b")
+    wait_for(lambda: set(machines.state.leases) == {"a", "b"})
+    gone = machines.state.leases["b"]._replace(seen=1.0)
+    now = time.time()
+    taken = {"b": Vanished(gone, now - 1000.0, "a")}
+    kept = {run: lease for run, lease in machines.state.leases.items() if run == "a"}
+    earlier = seal(machines.state._replace(vanished=taken, leases=kept, touched=now), sign)
+    begin(machines.limits("a", cap=1), "a-1")
+    server.value = earlier
+    assert not one.update(partial(leases.confirm, run="a", taken="b"))
+    assert one.update(partial(leases.take_over, run="a")) == {}
+    assert machines.state.vanished["b"].since == pytest.approx(now, abs=BUSY)
+    other.update(lambda state, _now: (state, None))
+    assert machines.state.vanished == {}
 
 
 def test_a_server_on_which_others_are_always_faster_is_given_up(machines, server, monkeypatch):

@@ -106,6 +106,11 @@ def settle(state: State, now: float, run: str, taken: str) -> tuple[State, bool]
     return state._replace(vanished={name: other for name, other in state.vanished.items() if name != taken}), True
 
 
+def doubt(state: State, now: float) -> State:
+    """Return a *state* that is older than one which was seen before: what had vanished may have come back since."""
+    return state._replace(vanished={run: gone._replace(since=now, taker="") for run, gone in state.vanished.items()})
+
+
 def _wait_out_gap(state: State, now: float) -> State:
     """Take the time in which no run has written from no lease: the server was away, or its clock jumped."""
     if not state.touched:

@@ -271,7 +271,10 @@ class SharedStore:
             # A server that has lost everything gets it back, with what it had of others: one of them may be gone.
             base = stored if stored.touched else self._known
             state, presence = leases.renew(base, now, self.member, self.joins)
-            if joins or presence.has_joined or presence.writes != self._writes:
+            has_lost = presence.writes != self._writes
+            if base is not stored or (has_lost and self.joins):
+                state = leases.doubt(state, now)
+            if joins or presence.has_joined or has_lost:
                 state = self._merge(state, rules.shift(known, now - time.time()) if joins else known)
             for number, change in enumerate(batch):
                 state, change.result = change.rule(state, now + number * TICK)

@@ -90,7 +90,7 @@ def test_what_the_runs_of_several_machines_use(shared, account, monkeypatch, cap
     assert "s3cret" not in text
     found = json.loads(text)
     assert found["store"] == "redis://:***@h/0"
-    assert shared.asked == [("redis://:s3cret@h/0", f"pytest-anchor:{{{account}}}:limits")]
+    assert shared.asked == [("redis://:s3cret@h/0", f"pytest-anchor:{account}:limits")]
     assert [(row["machine"], row["shard"], row["open"], row["ahead"]) for row in found["runs"]] == [
         ("host-1", "3", 1, 1),
         ("host-2", None, 1, 0),

@@ -2,7 +2,7 @@
 
 The one module that imports redis-py, and only where a run shares its limits. Two round trips make a change: a read,
 and a compare-and-set in Lua. That needs no connection of its own for a transaction, and names one key only: so it works
-with clusters, behind proxies that take turns on a connection, and with each managed server that runs scripts.
+behind proxies that take turns on a connection, and with each managed server that runs scripts.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ def boot_time() -> float:
 
 
 def account_key(account: str) -> str:
-    """The name of an account's limits on a server; the braces keep it on one node of a cluster."""
-    return f"pytest-anchor:{{{account}}}:limits"
+    """The name of an account's limits on a server."""
+    return f"pytest-anchor:{account}:limits"
 
 
 def hide(nonce: str) -> str:

@@ -37,7 +37,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Nothing of this machine's key, base URL, proxy or Python settings is seen, nor of the CI run that this is part of.
-forget_the_machine(name for names in settings_module._CI.values() for name in names)
+forget_the_machine((*settings_module._SHARDS, *(name for names in settings_module._CI.values() for name in names)))
 
 
 AGAIN = 20.0  # seconds after which a test whose time is up, and whose clean-up hangs as well, is interrupted again

@@ -93,6 +93,36 @@ def test_a_broker_that_is_killed_leaves_it_to_the_next_run(suite: Suite):
     assert suite.alive == []
 
 
+def test_a_killed_run_keeps_nothing_as_no_person_was_told(suite: Suite, server: FaultServer):
+    suite.write(f"{FAILS}def test_hangs(anchor_session): anchor_session(); import time; time.sleep(60)")
+    run = suite.start("--anchor-keep=failed", reaper=True)
+    until(lambda: len(suite.alive) == 2 and server.count("POST") == 3)
+    os.kill(run.pid, signal.SIGKILL)
+    until(lambda: not suite.alive, 10)
+
+
+def test_what_leaks_beside_it_is_reaped_meanwhile(suite: Suite, server: FaultServer):
+    server.fail_always("DELETE", faults.status(500))
+    run = suite.run("--anchor-keep=failed", "--anchor-sweep-timeout=1", reaper=True)
+    assert "2 sessions created: 1 kept, 1 leaked" in run.section
+    (kept,) = re.findall(r"KEPT (\S+) of", run.section)
+    server.fail_always("DELETE", None)
+    until(lambda: suite.alive == [kept], 20)
+    assert suite.run("-k", "passes").section == "1 session created: 1 at teardown\n"
+    assert suite.alive == [kept]
+
+
+def test_what_the_api_has_made_beside_it_is_ended(suite: Suite, server: FaultServer):
+    def twice(_handler: object, act: Callable[[], faults.Answer]) -> faults.Answer:
+        act()
+        return act()
+
+    server.fail("POST", twice)
+    run = run_here(suite, "--anchor-keep=failed", "-k", "fails")
+    assert "2 sessions created: 1 by the sweep, 1 kept" in run.section
+    assert re.findall(r"KEPT (\S+) of", run.section) == run.alive
+
+
 def test_what_keeps_a_tests_session_from_its_end(suite: Suite, server: FaultServer):
     suite.write("""
 import pytest

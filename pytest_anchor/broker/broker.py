@@ -81,6 +81,7 @@ class Broker:
         self._over = threading.Event()  # no session is created any more
         self._is_leaving = False
         self._has_listed = False  # whether the API's list was read after that
+        self._has_reported = False  # whether a process has been told what is left, and what is kept
 
     # The processes of the run.
 
@@ -395,6 +396,7 @@ class Broker:
             values = report.as_values(verbose=verbose)
             self._picture.status = "interrupted" if interrupted or not should_continue() else "finished"
             if should_continue():  # else what is left is ended first
+                self._has_reported = True
                 values["lines"] += self._picture.write(report.state, report.credits)
             if self._run is not None and report.settled and problem is None and should_continue():
                 with self._lock:
@@ -414,6 +416,7 @@ class Broker:
         """Report on the run as it is, without waiting for anything."""
         if interrupted:
             self._picture.status = "interrupted"
+        self._has_reported = True
         report = self._make_report(None)
         report.interrupted = interrupted and not report.settled
         return report.as_values(verbose=verbose)
@@ -492,20 +495,13 @@ class Broker:
 
     def _end_run(self) -> None:
         """Reap what is left once no process of the run is, and leave."""
-        had_kept = bool(self._keeper.kept)
-        self._keeper.wait(lambda: not self.processes.living)  # meanwhile, other runs see that this one lives
+        if not self._has_reported:
+            self._keeper.hurry()  # no person was told of what is kept
+        self._reap()
+        if self._keeper.kept:
+            self._keeper.wait(lambda: not self.processes.living)  # meanwhile, other runs see that this one lives
+            self._reap()
         with self._sweeping:
-            if self._run is not None and self._reaps and not self.processes.living:
-                reaper = Reaper(self._run, self.settings, self.processes, self.release_slots)
-                try:
-                    reaper.reap(lambda: self._open()[1], is_swept=self._has_listed)
-                except Exception as error:  # noqa: BLE001 - the next run goes on
-                    text = f"an unexpected error, please report it: {error!r}"
-                    reaper.log(redact(text, self.settings.api_key or "\0"))
-            elif had_kept and self._run is not None and not self.processes.living:
-                with suppress(AnchorError):
-                    if self._has_listed and self._run.read().settled:
-                        self._run.remove()
             if self._run is not None and not self.processes.living:
                 self._picture.write_late(self._run.state)
             with self._lock:  # a process connects before this, and keeps the broker, or after it, and finds it gone
@@ -513,6 +509,23 @@ class Broker:
                     self._over.set()
                     self._is_leaving = True
                     self._leave()
+
+    def _reap(self) -> None:
+        """End what is left and not kept, and forget the run once all of it is over."""
+        with self._sweeping:
+            if self._run is None or self.processes.living:
+                return
+            if self._reaps:
+                reaper = Reaper(self._run, self.settings, self.processes, self.release_slots, self._keeper.kept)
+                try:
+                    reaper.reap(lambda: self._open()[1], is_swept=self._has_listed)
+                except Exception as error:  # noqa: BLE001 - the next run goes on
+                    text = f"an unexpected error, please report it: {error!r}"
+                    reaper.log(redact(text, self.settings.api_key or "\0"))
+            elif self._has_listed:
+                with suppress(AnchorError):
+                    if self._run.read().settled:
+                        self._run.remove()
 
     def close(self) -> None:
         """Let go of the registry; what is open stays recorded."""

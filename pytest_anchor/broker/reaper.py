@@ -14,7 +14,7 @@ from ..registry.locks import REAPER_LOCK, hold, open_file
 from ..reporting.summary import describe, title, why
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from ..api import AnchorAPI
     from ..registry.journal import Run
@@ -30,15 +30,22 @@ class Reaper(SweepObserver):
     """The sweep after a run has lost its last process; it stops where the run gets a process again.
 
     :param release_slots: called with the nonce of each session that it has ended.
+    :param kept: the creations that it leaves alone, as their sessions are kept open.
     """
 
     def __init__(
-        self, run: Run, settings: Settings, processes: Processes, release_slots: Callable[[str], object]
+        self,
+        run: Run,
+        settings: Settings,
+        processes: Processes,
+        release_slots: Callable[[str], object],
+        kept: Collection[str] = (),
     ) -> None:
         self._run = run
         self._settings = settings
         self._processes = processes
         self._release_slots = release_slots
+        self._kept = kept
         self._logged: dict[str, str] = {}  # by nonce
 
     def reap(self, open_api: Callable[[], AnchorAPI], *, is_swept: bool) -> None:
@@ -51,7 +58,7 @@ class Reaper(SweepObserver):
         run = self._run
         state = run.read()
         has_created = any(record.state != "refused" for record in state.records.values())
-        if has_created and not (state.settled and is_swept):
+        if has_created and not (state.settled_but(self._kept) and is_swept):
             run.restore()
             self._reap_alone(open_api, time.monotonic() + REAPER_BUDGET)
         # The next run reports on a run that was killed; what has had its last sweep, no process will read.
@@ -69,16 +76,16 @@ class Reaper(SweepObserver):
                 time.sleep(CLAIM_INTERVAL)
             self._sweep(open_api(), deadline)
         finally:
-            run.release()
             if lock is not None:
                 os.close(lock)
+            run.release()  # last: who claims it now finds it live, as long as something is kept open
 
     def _sweep(self, api: AnchorAPI, deadline: float) -> None:
         run, settings = self._run, self._settings
         self.log(f"no process of the run is left: {describe(run.state)}")
         ends_unrecorded = not settings.own_registry
         problem = sweep_run(
-            SweepTarget(api, run, settings.run_id),
+            SweepTarget(api, run, settings.run_id, kept=self._kept),
             SweepPolicy("reaper", LONG_PAUSES, KILLED_GRACE, always_lists=True, ends_unrecorded=ends_unrecorded),
             timeout=deadline - time.monotonic(),
             observer=self,
@@ -89,7 +96,8 @@ class Reaper(SweepObserver):
         if self._processes.living:
             self.log("the run has a process again")
         else:
-            self.log("done" if run.state.settled else f"given up, and left to the next run: {describe(run.state)}")
+            settled = run.state.settled_but(self._kept)
+            self.log("done" if settled else f"given up, and left to the next run: {describe(run.state)}")
 
     def ended(self, nonce: str) -> None:
         """Release its slot."""

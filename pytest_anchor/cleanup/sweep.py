@@ -41,7 +41,11 @@ class SweepTarget:
 
     def includes(self, nonce: str) -> bool:
         """Whether it is about this creation, which is on record."""
-        return nonce not in self.kept and (self.nonces is None or nonce in self.nonces)
+        return nonce not in self.kept and self.is_about(nonce)
+
+    def is_about(self, nonce: str) -> bool:
+        """As `includes`, for what the API has made a second time, of which nothing is kept."""
+        return self.nonces is None or nonce in self.nonces
 
     def read(self) -> list[Record]:
         """The records that it is about, as all processes have left them."""
@@ -193,7 +197,7 @@ def _nonce_to_record(target: SweepTarget, policy: SweepPolicy, session: Listed) 
     if nonce not in records:
         return nonce if session.alive and policy.ends_unrecorded else None
     # A copy of the record may lie about, whose original is another run's.
-    if not target.includes(nonce) or records[nonce].folder_inode != run.folder_inode:
+    if not target.is_about(nonce) or records[nonce].folder_inode != run.folder_inode:
         return None
     if records[nonce].id is not None:
         return f"{nonce}-{session.id}"  # the API made two sessions of one creation

@@ -27,9 +27,12 @@ the epoch, by the broker's clock; earlier versions gave that to the first two be
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..tags import is_session_id
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 MOST = 1_000_000  # what no number of tries, and no status, comes to
 LATEST = 1e11  # seconds since the epoch, which is in three thousand years
@@ -226,7 +229,12 @@ class State:
     @property
     def settled(self) -> bool:
         """Whether nothing can be running, by this record."""
-        return not (self.unreadable or any(record.open or record.unresolved for record in self.records.values()))
+        return self.settled_but(())
+
+    def settled_but(self, kept: Collection[str]) -> bool:
+        """The same, but for creations that are *kept* open."""
+        left = (record for record in self.records.values() if record.open or record.unresolved)
+        return not self.unreadable and all(record.nonce in kept for record in left)
 
     def browser_seconds(self, now: float) -> float:
         """For how long browsers have run, all together.

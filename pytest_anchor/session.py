@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from binascii import crc32
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -316,8 +317,10 @@ class AnchorSessionFactory:
 
 
 def shortened(test: str) -> str:
-    """What is kept on record of a test's id: the id of a parametrised test may be of any length."""
-    return test if len(test) <= MAX_TEST else f"{test[: MAX_TEST - 1]}…"
+    """What is kept on record of a test's id, no other test's: that of a parametrised test may be of any length."""
+    if len(test) <= MAX_TEST:
+        return test
+    return f"{test[: MAX_TEST - 9]}…{crc32(test.encode('utf-8', 'surrogatepass')):08x}"
 
 
 def _end(client: Client, lives: list[_Life], *, ended_by: str, timeout: float) -> dict[_Life, Exception]:

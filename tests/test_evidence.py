@@ -241,6 +241,17 @@ def test_it_is_on_record(evidence: Evidence, record: Record, registry: Journal):
     assert list(evidence.lines()) == []
 
 
+def test_tests_whose_long_ids_begin_alike_have_a_folder_each(run: Callable[..., Run], suite: Suite):
+    ended = run("""
+import pytest
+
+@pytest.mark.parametrize("x", [pytest.param(1, id="a" * 9999 + "1"), pytest.param(2, id="a" * 9999 + "2")])
+def test_it(anchor_session, x): anchor_session(); assert False
+""")
+    assert (ended.status, ended.alive) == (1, [])
+    assert [len(list(one.iterdir())) for one in (suite.folder / "anchor-results").glob("*/")] == [1, 1]
+
+
 def test_nothing_of_it_changes_a_run(
     run: Callable[..., Run], server: FaultServer, suite: Suite, monkeypatch: pytest.MonkeyPatch
 ):

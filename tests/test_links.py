@@ -20,6 +20,22 @@ def test_fails(anchor_session):
 
 def test_passes(anchor_session): anchor_session().end()
 """
+TELLING = """
+import logging
+import pytest
+
+def test_ends(anchor_session): anchor_session().end()
+def test_is_ended(anchor_session): anchor_session()
+def test_compares(anchor_session): assert anchor_session().cdp_url == ""
+
+@pytest.fixture
+def connected(anchor_session):
+    session = anchor_session()
+    logging.error(session.live_view_url)
+    raise ValueError("cannot connect to " + session.cdp_url)
+
+def test_connects(connected): pass
+"""
 
 
 @pytest.fixture
@@ -61,6 +77,28 @@ def test_none_is_shown_where_links_are_off(suite: Suite):
     assert "screenshot: anchor-results/" in run.out
     assert "<AnchorSession open>" in run.out
     assert "a session of test_it.py::test_passes: ended by the tests" in run.section
+
+
+def test_no_error_tells_what_leads_to_a_session(suite: Suite, server: FaultServer):
+    suite.write(TELLING)
+    server.fail("DELETE", *[faults.status(400)] * 4)
+    run = suite.run_here(*SHOWING, "--anchor-links=off")
+    assert (len(ids(suite)), run.alive) == (4, [])
+    assert "could not end session ***: HTTP 400" in run.out
+    assert "session *** was not ended: HTTP 400" in run.out
+    assert "sessionId=***" in run.out
+    assert shown(suite, run.out) == []
+    assert "/live/" not in run.out
+
+
+def test_what_the_api_says_of_missing_evidence_does_not_tell(suite: Suite, server: FaultServer):
+    for call in ("SCREENSHOT", "RECORDING", "TAGS"):
+        server.fail_always(call, lambda handler, _act: faults.error(403, f"not {handler.path}"))
+    run = suite.run_here(*SHOWING, "--anchor-links=off", "--anchor-recording=on")
+    assert "no screenshot: HTTP 403: “not /v1/sessions/***/screenshot”" in run.out
+    assert "not /v1/sessions/***/recordings" in run.section
+    assert "not /v1/sessions/***/tags" in run.section
+    assert shown(suite, run.out) == []
 
 
 def test_the_id_of_a_leak_is_shown(suite: Suite):

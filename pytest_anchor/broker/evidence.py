@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..background import DaemonThreadPool
 from ..errors import AnchorAPIError, AnchorRegistryError, printable
 from .output import OutputFolder
-from .recordings import Recordings
+from .recordings import Recordings, reason_without_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -112,7 +112,7 @@ class Evidence:
         try:
             return Screenshot(content=self._api.screenshot(str(record.id), deadline=deadline))
         except AnchorAPIError as error:
-            return Screenshot(problem=error.reason)
+            return Screenshot(problem=reason_without_id(error, record))
 
     def _keep(self, test: str, screenshot: Screenshot) -> Screenshot:
         if screenshot.problem:

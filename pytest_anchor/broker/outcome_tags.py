@@ -73,7 +73,7 @@ class OutcomeTags:
             with self._lock:
                 self._failures += 1
                 if not error.is_transient or self._failures == SILENT:
-                    self._problem = self._problem or error.reason
+                    self._problem = self._problem or error.reason.replace(session_id, "***")
         else:
             with self._lock:
                 self._failures = 0

@@ -125,7 +125,7 @@ class Recordings:
             due = time.monotonic() + PAUSES[min(attempt.number, len(PAUSES) - 1)]
             with self._changed:
                 if error.status is not None or record.nonce not in self._answers:  # the last words, and not silence
-                    self._answers[record.nonce] = error.reason
+                    self._answers[record.nonce] = reason_without_id(error, record)
                 problem = self._answers[record.nonce]
                 if _may_come(error, attempt.number) and due < attempt.deadline:
                     self._later.append(attempt._replace(due=due, number=attempt.number + 1))
@@ -157,6 +157,11 @@ def _may_come(error: AnchorAPIError, attempts: int) -> bool:
     if error.status is None:
         return attempts < MOST_SILENT
     return error.status in NOT_YET or is_transient_status(error.status)
+
+
+def reason_without_id(error: AnchorAPIError, record: Record) -> str:
+    """The error's reason; the API may have repeated the session's id in it, and the summary may not show that."""
+    return error.reason.replace(str(record.id), "***")
 
 
 def title(record: Record) -> str:

@@ -201,22 +201,24 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 class _Redaction:
-    """Keeps the key out of what other plugins see: a plugin of its own, since some hooks do not get the config."""
+    """Keeps secrets out of what other plugins see: a plugin of its own, since some hooks do not get the config."""
 
     def __init__(self, plugin: Plugin) -> None:
         self._plugin = plugin
 
     @pytest.hookimpl(wrapper=True, trylast=True)  # the innermost: other plugins' wrappers see what it returns
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-        if (key := self._plugin.secret) is None:
+        if not (secrets := self._plugin.secrets):
             return (yield)
         from .redaction import clean_exception, clean_report, clean_sections
 
-        clean_sections(item, key)
-        if call.excinfo is not None:
-            clean_exception(call.excinfo.value, key)
+        for secret in secrets:
+            clean_sections(item, secret)
+            if call.excinfo is not None:
+                clean_exception(call.excinfo.value, secret)
         report = yield
-        clean_report(report, key)
+        for secret in secrets:
+            clean_report(report, secret)
         return report
 
     @pytest.hookimpl(tryfirst=True)
@@ -229,23 +231,23 @@ class _Redaction:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
-        if key := self._plugin.secret:
+        for secret in self._plugin.secrets:
             from .redaction import clean
 
             text = str(warning_message.message)
-            if (cleaned := clean(text, key)) != text:
+            if (cleaned := clean(text, secret)) != text:
                 warning_message.message = Warning(cleaned)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_internalerror(self, excrepr: object) -> None:
-        if key := self._plugin.secret:
+        for secret in self._plugin.secrets:
             from .redaction import clean_tree
 
-            clean_tree(excrepr, key)
+            clean_tree(excrepr, secret)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        if key := self._plugin.secret:
+        for secret in self._plugin.secrets:
             from .redaction import clean_exception
 
-            clean_exception(excinfo.value, key)
+            clean_exception(excinfo.value, secret)

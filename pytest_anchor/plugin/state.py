@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TEARDOWN_TIMEOUT = 4.5  # seconds; xdist cuts an interrupted worker's teardown off after about 5
 PLAN_TIMEOUT = 10.0  # seconds
+LEAST_SECRET = 8  # characters: what is shorter is a part of too many words
 
 PLUGIN = pytest.StashKey["Plugin"]()
 
@@ -107,6 +108,17 @@ class Plugin:
     def secret(self) -> str | None:
         """The API key if this process has had a use for it."""
         return self.client.key if self.client.used else None
+
+    @property
+    def secrets(self) -> list[str]:
+        """What no report of the running test may show: the key, and without links what leads to its sessions."""
+        if (key := self.secret) is None:
+            return []
+        if self.item is None or self.client.settings.links or "outcomes" not in vars(self):
+            return [key]
+        sessions = self.outcomes.sessions(self.item)
+        names = [str(name) for one in sessions for name in (one.live_view_url, one.id)]
+        return [key, *(name for name in names if len(name) >= LEAST_SECRET)]
 
     def keep_key_out_of_logs(self) -> None:
         """Begin to; once a test has a key to write into one."""

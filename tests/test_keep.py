@@ -64,6 +64,7 @@ def test_a_session_is_kept_and_ends_by_itself(suite: Suite, server: FaultServer)
     assert "on record" not in run.section
     suite.wait_for_quiet()
     assert time.monotonic() - before > 4
+    assert server.sessions[kept].tags[-1] == "pytest-anchor:outcome=failed"
     assert suite.alive == []
     assert suite.runs == []  # nothing is left on record
 

@@ -134,6 +134,18 @@ def test_an_api_that_fails_holds_up_nothing(
     assert len(set(server.asked_for("TAGS"))) < 20  # most are not even tried
 
 
+def test_what_has_not_come_by_the_end_is_a_line(
+    tested, outcome_tags, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "FINISH_TIMEOUT", 0.1)
+    server.fail("TAGS", faults.silent)
+    outcome_tags.mark([tested("inv-1", "passed")])
+    outcome_tags.finish()
+    ((text, is_trouble),) = outcome_tags.lines()
+    assert text.startswith("outcomes are missing in the dashboard: the API did not answer in the time there was")
+    assert is_trouble
+
+
 def test_a_tag_is_plain_and_short():
     assert named_tag("test", "t.py::x[a,b\n-ü]") == "pytest-anchor:test=t.py::x[a_b_-_]"
     long = named_tag("test", "x" * 500 + "end")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fault_server as faults
 import pytest
 from fault_server import MP4, FaultServer
-from real_runs import Suite
+from real_runs import Suite, until
 from records import opened
 
 from pytest_anchor.api import AnchorAPI
@@ -130,6 +131,22 @@ def test_of_a_file_that_is_too_large_nothing_is_left(
     recordings.fetch([over()])
     assert "an answer of more than 1000 bytes" in finish(recordings)[0][0]
     assert files(folder) == []
+
+
+def test_what_comes_too_late_leaves_nothing(make, over, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    recordings, new_file = make(), OutputFolder.new_file
+
+    @contextmanager
+    def late(*args: str) -> Iterator[object]:
+        with new_file(*args) as made:
+            assert files(folder)
+            recordings.wait(lambda: False)
+            yield made
+
+    monkeypatch.setattr(OutputFolder, "new_file", late)
+    recordings.fetch([over()])
+    until(lambda: recordings._is_over, 5)
+    until(lambda: not files(folder), 5)
 
 
 def test_a_session_id_is_checked(api: AnchorAPI, server: FaultServer):

@@ -501,6 +501,9 @@ class Broker:
         if self._keeper.kept:
             self._keeper.wait(lambda: not self.processes.living)  # meanwhile, other runs see that this one lives
             self._reap()
+            if self._outcome_tags is not None and self._run is not None:
+                self._outcome_tags.mark(self._run.state.records.values())
+                self._outcome_tags.finish()
         with self._sweeping:
             if self._run is not None and not self.processes.living:
                 self._picture.write_late(self._run.state)

@@ -61,8 +61,8 @@ class OutcomeTags:
 
     def finish(self) -> None:
         """Wait for what is under way, for a moment."""
-        self._pool.wait(FINISH_TIMEOUT)
-        self._pool.stop()
+        if not self._pool.wait(FINISH_TIMEOUT):
+            self._problem = self._problem or "the API did not answer in the time there was for it"
 
     def _mark(self, session_id: str, tags: list[str]) -> None:
         if self._problem:

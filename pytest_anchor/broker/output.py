@@ -72,7 +72,7 @@ class OutputFolder:
                 yield file, path
         except BaseException:
             with suppress(OSError):
-                Path(path).unlink()
+                Path(path).unlink(missing_ok=True)
                 Path(path).parent.rmdir()
             raise
 

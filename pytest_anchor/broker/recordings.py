@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -140,16 +140,30 @@ class Recordings:
 
     def _download(self, record: Record, deadline: float) -> None:
         label = title(record)
-        with self._output.new_file(label, "recording.mp4") as (file, path):
-            with self._changed:
-                self._files.add(path)
-            try:
-                self._api.recording(str(record.id), file, deadline=deadline)
-            finally:
-                with self._changed:
-                    self._files.discard(path)
+        with self._output.new_file(label, "recording.mp4") as (file, path), self._writing(path):
+            self._api.recording(str(record.id), file, deadline=deadline)
         with suppress(AnchorRegistryError):
             self._run.append("evidence", record.nonce, test=label, kind="recording", path=path)
+
+    @contextmanager
+    def _writing(self, path: str) -> Iterator[None]:
+        """Have the file removed where the end of the run does not wait for it.
+
+        :raises TimeoutError: it did not.
+        """
+        with self._changed:
+            self._check_time()
+            self._files.add(path)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._files.discard(path)
+                self._check_time()
+
+    def _check_time(self) -> None:
+        if self._is_over:
+            raise TimeoutError("there was no time for it")
 
 
 def _may_come(error: AnchorAPIError, attempts: int) -> bool:

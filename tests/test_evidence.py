@@ -7,6 +7,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fault_server as faults
 import pytest
@@ -17,6 +18,7 @@ from records import opened
 from pytest_anchor.api import AnchorAPI
 from pytest_anchor.api.endpoints import MAX_SCREENSHOT
 from pytest_anchor.broker.evidence import Evidence
+from pytest_anchor.client import Client
 from pytest_anchor.plugin import evidence as plugin_evidence
 from pytest_anchor.registry.journal import Run as Journal
 from pytest_anchor.registry.records import Record
@@ -250,6 +252,29 @@ def test_it(anchor_session, x): anchor_session(); assert False
 """)
     assert (ended.status, ended.alive) == (1, [])
     assert [len(list(one.iterdir())) for one in (suite.folder / "anchor-results").glob("*/")] == [1, 1]
+
+
+def test_what_pages_take_is_taken_from_the_time_for_the_api(
+    run: Callable[..., Run], server: FaultServer, monkeypatch: pytest.MonkeyPatch
+):
+    timeouts, ask = [], Client.request
+
+    def request(client: Client, verb: str, **arguments: Any) -> Any:
+        timeouts.extend([arguments["timeout"]] if verb == "screenshots" else [])
+        return ask(client, verb, **arguments)
+
+    monkeypatch.setattr(Client, "request", request)
+    run("""
+    import time
+    from pytest_anchor.plugin.state import PLUGIN
+
+    def test_it(request, anchor_session):
+        anchor_session()
+        request.config.stash[PLUGIN].photographers.append(lambda: time.sleep(0.3) or {})
+        assert False
+    """)
+    assert timeouts == [pytest.approx(plugin_evidence.TIMEOUT - 0.3, abs=0.25)]
+    assert len(server.asked_for("SCREENSHOT")) == 1
 
 
 def test_nothing_of_it_changes_a_run(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .life import LaunchedBrowser
 
 PAGE_TIMEOUT = 2.0  # seconds for one page
-TIMEOUT = 4.0  # seconds after which no other is begun
+TIMEOUT = 2.0  # seconds after which no other is begun
 MOST_PAGES = 3  # of one browser, the newest
 MOST_BYTES = 8 << 20  # of all
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ..errors import AnchorError, printable, redact
+from ..launcher import elapsed
 from ..session import shortened
 from .sections import add_section
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .state import Plugin
 
 TIMEOUT = 5.0  # seconds for all sessions of a test that has failed
+LEAST = 1.0  # seconds for the API, of which a page that hangs has taken the rest
 SLACK = 2.0  # seconds
 MOST = 3  # failures of one run of a test, as of its subtests, of which evidence is taken
 
@@ -106,6 +108,7 @@ class Evidence:
         """The screenshots of some sessions, or why there is none, by nonce."""
         if not sessions or self._plugin.client.settings.screenshot == "off":
             return {}
+        began = elapsed()
         pages = {
             nonce: [b2a_base64(image, newline=False).decode() for image in images]
             for photographer in self._plugin.photographers
@@ -114,7 +117,7 @@ class Evidence:
         try:
             answer = self._plugin.client.request(
                 "screenshots",
-                timeout=TIMEOUT,
+                timeout=max(TIMEOUT - (elapsed() - began), LEAST),
                 slack=SLACK,
                 nonces=[session.nonce for session in sessions],
                 pages=pages,

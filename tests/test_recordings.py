@@ -122,6 +122,19 @@ def test_a_bad_answer_is_a_line_and_leaves_nothing(make, over, server: FaultServ
     assert files(folder) == []
 
 
+def test_an_api_that_fails_is_not_waited_for_to_the_end(
+    make, over, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+):
+    recordings = make()
+    monkeypatch.setattr(module, "TIMEOUT", 60.0)
+    monkeypatch.setattr("pytest_anchor.api.caller.BACKOFF", 0.01)
+    server.fail_always("RECORDING", faults.status(500, "it could not be made"))
+    before = time.monotonic()
+    recordings.fetch([over()])
+    assert "it could not be made" in finish(recordings)[0][0]
+    assert time.monotonic() - before < 20
+
+
 def test_of_a_file_that_is_too_large_nothing_is_left(
     make, over, server: FaultServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):

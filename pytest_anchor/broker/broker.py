@@ -316,7 +316,7 @@ class Broker:
         :param seconds: how long it took.
         """
         ended = time.time()
-        began = ended - seconds
+        began = max(ended - seconds, 0.0)  # a clock that was set back meanwhile
         if (run := self._run) is not None:
             for nonce in nonces:
                 with suppress(AnchorRegistryError):
@@ -431,7 +431,7 @@ class Broker:
         report = Report(state, self.settings.folder, links=self.settings.links)
         report.problem = problem
         report.kept = {
-            nonce: (kept.until, kept.session.live_view_url)
+            nonce: (time.time() + kept.due - time.monotonic(), kept.session.live_view_url)  # whatever the clock did
             for nonce, kept in self._keeper.kept.items()
             if not kept.session.ended
         }

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TIMEOUT = 30.0  # seconds after it was first asked for in which a recording has to be there
 AT_ONCE = 8  # downloads
 PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds between attempts; the last repeats
-MOST_SILENT = 3  # attempts without an answer
+MOST_FAILED = 3  # attempts that get no answer, or one of 5xx, each of them several tries
 POLL_INTERVAL = 0.1  # seconds
 FAILED = ("failed", "error")  # outcomes
 NOT_YET = (202, 204, 401, 404, 409, 425)  # what may be answered as long as there is none
@@ -168,8 +168,8 @@ class Recordings:
 
 def _may_come(error: AnchorAPIError, attempts: int) -> bool:
     """Whether the recording may be there the next time."""
-    if error.status is None:
-        return attempts < MOST_SILENT
+    if error.status is None or error.status >= 500:
+        return attempts < MOST_FAILED
     return error.status in NOT_YET or is_transient_status(error.status)
 
 

@@ -32,7 +32,10 @@ def test_create(server, api):
     assert headers["content-type"] == "application/json"
 
 
-@pytest.mark.parametrize("data", [{}, {"cdp_url": None, "live_view_url": 7}, {"live_view_url": ["x"]}])
+@pytest.mark.parametrize(
+    "data",
+    [{}, {"cdp_url": None, "live_view_url": 7}, {"live_view_url": ["x"]}, {"live_view_url": "http://x/\x1b[2J\n"}],
+)
 def test_urls_that_are_missing_or_no_text_are_empty(server, api, data):
     server.fail("POST", fs.body(json.dumps({"data": {"id": "abc", **data}}).encode(), 201))
     assert api.create({}) == Created("abc", "", "")

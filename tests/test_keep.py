@@ -124,6 +124,19 @@ def test_what_the_api_has_made_beside_it_is_ended(suite: Suite, server: FaultSer
     assert re.findall(r"KEPT (\S+) of", run.section) == run.alive
 
 
+@pytest.mark.parametrize("links", ["on", "off"])
+def test_a_live_view_with_the_key_in_it_does_not_show_that(suite: Suite, server: FaultServer, links: str):
+    def with_key(_handler: object, act: Callable[[], faults.Answer]) -> faults.Answer:
+        status, headers, content = act()
+        return status, headers, content.replace(b"/live/", f"/live?apiKey={faults.KEY}&id=".encode())
+
+    server.fail_always("POST", with_key)
+    run = run_here(suite, "--anchor-keep=failed", f"--anchor-links={links}", "-k", "fails")
+    # That the key is nowhere, not even in a file, is checked of each run of the suite.
+    assert len(run.alive) == 1
+    assert run.section.count("/live?apiKey=***&id=") == (links == "on")
+
+
 def test_what_keeps_a_tests_session_from_its_end(suite: Suite, server: FaultServer):
     suite.write("""
 import pytest

@@ -104,8 +104,11 @@ class AnchorAPI:
             raise lost(self._error(what, answer, "an answer without an id"))
         if not is_session_id(data["id"]):
             raise lost(self._error(what, answer, f"a hostile id, {data['id']!r}"))
-        urls = [url if isinstance(url := data.get(name), str) else "" for name in ("cdp_url", "live_view_url")]
-        return Created(data["id"], *urls)
+        cdp_url, live_view_url = (
+            url if isinstance(url := data.get(name), str) else "" for name in ("cdp_url", "live_view_url")
+        )
+        # Terminals show the latter.
+        return Created(data["id"], cdp_url, live_view_url if live_view_url.isprintable() else "")
 
     def end(self, session_id: str, tag: str, *, deadline: float) -> Ended:
         """End a session and return what is known of it afterwards.

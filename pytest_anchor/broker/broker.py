@@ -430,8 +430,10 @@ class Broker:
             problem = error
         report = Report(state, self.settings.folder, links=self.settings.links)
         report.problem = problem
+        key = self.settings.api_key or "\0"
         report.kept = {
-            nonce: (time.time() + kept.due - time.monotonic(), kept.session.live_view_url)  # whatever the clock did
+            # Whatever the clock has done since.
+            nonce: (time.time() + kept.due - time.monotonic(), redact(kept.session.live_view_url, key))
             for nonce, kept in self._keeper.kept.items()
             if not kept.session.ended
         }

@@ -100,9 +100,8 @@ class Evidence:
             return
         for session in self._outcomes.sessions(item):
             if session.is_open and session.live_view_url:
-                key = self._plugin.secret
-                url = redact(session.live_view_url, key) if key else session.live_view_url
-                reporter.write_line(f"anchor: the live view of the test's session: {url}")
+                live_view = self._without_key(session.live_view_url)
+                reporter.write_line(f"anchor: the live view of the test's session: {live_view}")
 
     def _take(self, item: pytest.Item, sessions: list[AnchorSession]) -> dict[str, list[dict[str, str]]]:
         """The screenshots of some sessions, or why there is none, by nonce."""
@@ -146,17 +145,20 @@ class Evidence:
             return  # links to the local backend are dead by the time that a person reads of them
         lives_on = session.nonce in outliving or self._plugin.client.settings.keep
         if session.is_open and session.live_view_url and lives_on:
-            yield "live view", session.live_view_url
+            yield "live view", self._without_key(session.live_view_url)
         base_url = self._plugin.client.settings.base_url
         yield "recording", f"{base_url}/v1/sessions/{session.id}/recordings/primary/fetch"
 
     def _add_property(self, item: pytest.Item, report: pytest.TestReport, name: str, text: str) -> None:
         """Add a property to this report and to the later ones of the test: JUnit takes those of the last."""
-        key = self._plugin.secret
-        mine = (name, redact(text, key) if key else text)
+        mine = (name, self._without_key(text))
         self._properties.append(mine)
         item.user_properties.append(mine)
         report.user_properties.append(mine)
+
+    def _without_key(self, text: str) -> str:
+        key = self._plugin.secret
+        return redact(text, key) if key else text
 
     @property
     def _shows_images(self) -> bool:

@@ -236,6 +236,18 @@ def test_what_the_server_has_lost_of_others_comes_back_as_well(machines, server)
     assert set(machines.state.slots) == {hide("a-1"), hide("a-2"), hide("b-2")}
 
 
+def test_so_it_does_where_a_run_that_knew_nothing_was_the_first_to_come_back(machines, server):
+    limits = {run: machines.limits(run, cap=5) for run in "ab"}
+    begin(limits["a"], "a-1"), begin(limits["b"], "b-1")
+    machines.store("a").update(lambda state, _now: (state, None))
+    server.value = b""
+    begin(machines.limits("c", cap=5), "c-1")
+    begin(limits["a"], "a-2")
+    assert set(machines.state.leases) == {"a", "b", "c"}
+    assert held(machines) == ["a", "a", "b", "c"]
+    assert machines.store("a").joins == 1
+
+
 def test_a_server_that_falls_back_to_an_earlier_state_is_told_what_it_has_lost(machines, server):
     """Another has taken its place, which had not received the last changes yet."""
     limits = {run: machines.limits(run, cap=5) for run in "ab"}
@@ -380,15 +392,15 @@ def test_who_has_stood_still_for_longer_than_its_lease_knows_before_its_next_cre
     clock = shared_store.boot_time
     monkeypatch.setattr(shared_store, "boot_time", lambda: clock() + later)
     assert not limits.is_current
-    state = leases.take_over(machines.state, time.time() + later + 100, "b")[0]
-    gone = state._replace(slots={}, leases={"b": state.leases["b"]}, touched=time.time() + later)
-    server.value = seal(gone, sign)
+    state, now = machines.state, time.time() + later
+    gone = {"a": Vanished(state.leases["a"], now, "b")}
+    server.value = seal(state._replace(slots={}, leases={"b": state.leases["b"]}, vanished=gone, touched=now), sign)
     begin(machines.limits("b", cap=1), "b-1")
     with pytest.raises(AnchorLimitError):
         limits.timeout = 0.5
         begin(limits, "a-2")
     assert limits.is_current
-    assert store.joins == 2
+    assert (store.joins, store.taken_by) == (2, "b")
     assert held(machines) == ["a", "b"], "what it had opened may live on"
 
 

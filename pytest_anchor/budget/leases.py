@@ -36,13 +36,12 @@ class Presence(NamedTuple):
 
     :param has_joined: whether it had no lease, so that the state does not have what the run knows.
     :param taken_by: the run that has taken it over since, ``""`` if none has.
-    :param joins: see :class:`~.state.Lease`, as is *writes*.
+    :param joins: see :class:`~.state.Lease`.
     """
 
     has_joined: bool
     taken_by: str
     joins: int
-    writes: int = 0
 
 
 def renew(state: State, now: float, member: Member, joins: int) -> tuple[State, Presence]:
@@ -57,12 +56,12 @@ def renew(state: State, now: float, member: Member, joins: int) -> tuple[State, 
     else:
         joins = lease.joins
         if 0 <= now - lease.seen < lease.lasts * RENEW_SHARE:
-            return state, Presence(has_joined=False, taken_by="", joins=joins, writes=lease.writes)
+            return state, Presence(has_joined=False, taken_by="", joins=joins)
     writes = lease.writes if lease else 0
     fresh = Lease(now, member.lasts, member.run_id, member.machine, member.shard, joins, writes)
     vanished = {run: other for run, other in state.vanished.items() if run != member.run}
     state = state._replace(touched=now, leases={**state.leases, member.run: fresh}, vanished=vanished)
-    return state, Presence(lease is None, gone.taker if gone else "", joins, writes)
+    return state, Presence(lease is None, gone.taker if gone else "", joins)
 
 
 def leave(state: State, _now: float, run: str) -> tuple[State, None]:
@@ -106,9 +105,23 @@ def settle(state: State, now: float, run: str, taken: str) -> tuple[State, bool]
     return state._replace(vanished={name: other for name, other in state.vanished.items() if name != taken}), True
 
 
-def doubt(state: State, now: float) -> State:
-    """Return a *state* that is older than one which was seen before: what had vanished may have come back since."""
-    return state._replace(vanished={run: gone._replace(since=now, taker="") for run, gone in state.vanished.items()})
+def restore(state: State, now: float, known: State) -> State:
+    """Bring into a *state* that has lost something what was *known* before of runs that it does not know.
+
+    One of them may be gone, and must be missed; what one that lives has done since, it says itself. What had vanished
+    may have come back since.
+    """
+    missing = {
+        run: lease._replace(seen=now)
+        for run, lease in known.leases.items()
+        if run not in state.leases and run not in state.vanished
+    }
+    gone = {run: other for run, other in known.vanished.items() if run not in state.leases} | dict(state.vanished)
+    return state._replace(
+        slots={**{name: slot for name, slot in known.slots.items() if slot.run in missing}, **state.slots},
+        leases={**missing, **state.leases},
+        vanished={run: other._replace(since=now, taker="") for run, other in gone.items()},
+    )
 
 
 def _wait_out_gap(state: State, now: float) -> State:

@@ -268,12 +268,9 @@ class SharedStore:
             sent = boot_time()
             value, now = self._server.read()
             stored = self._reveal(unseal(value, self._sign))
-            # A server that has lost everything gets it back, with what it had of others: one of them may be gone.
-            base = stored if stored.touched else self._known
-            state, presence = leases.renew(base, now, self.member, self.joins)
-            has_lost = presence.writes != self._writes
-            if base is not stored or (has_lost and self.joins):
-                state = leases.doubt(state, now)
+            has_lost = self._has_lost(stored)
+            state = leases.restore(stored, now, self._known) if has_lost else stored
+            state, presence = leases.renew(state, now, self.member, self.joins)
             if joins or presence.has_joined or has_lost:
                 state = self._merge(state, rules.shift(known, now - time.time()) if joins else known)
             for number, change in enumerate(batch):
@@ -289,6 +286,13 @@ class SharedStore:
                 self._writes = lease.writes
             return state, now, sent
         raise ServerError("other runs are always faster")
+
+    def _has_lost(self, state: State) -> bool:
+        """Whether the server's state lacks what this run has written last: it began anew, or is an earlier one."""
+        mine = state.leases.get(self.member.run)
+        if mine is None:
+            return bool(self.joins) and self.member.run not in state.vanished
+        return bool(self.joins) and mine.writes != self._writes
 
     def _merge(self, state: State, known: State) -> State:
         """Bring in what is known of the run's sessions; those that wait come back to their places by themselves."""

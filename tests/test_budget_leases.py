@@ -8,6 +8,7 @@ from pytest_anchor.budget.rules import Applicant
 from pytest_anchor.budget.state import Lease, QueueEntry, Slot, State, Vanished, dump, parse
 
 LEASE, GRACE = 30.0, 20.0  # seconds
+GOOD = Lease(1.0, 30.0, "id", "machine")
 
 
 class Server:
@@ -198,6 +199,15 @@ def test_a_vanished_run_that_none_can_end_is_forgotten_in_the_end(server):
     assert server.state.vanished == {}
 
 
+def test_what_a_state_has_lost_of_vanished_runs_is_brought_back_but_not_of_those_that_are_there():
+    vanished = {run: Vanished(GOOD, 5.0, "x") for run in ("gone", "back")}
+    known = State(leases={"a": GOOD}, vanished=vanished, slots={"n": Slot("a", "main"), "m": Slot("back", "main")})
+    restored = leases.restore(State(leases={"back": GOOD}), 100.0, known)
+    assert restored.vanished == {"gone": Vanished(GOOD, 100.0, "")}
+    assert restored.leases == {"a": GOOD._replace(seen=100.0), "back": GOOD}
+    assert list(restored.slots) == ["n"]
+
+
 # what a store keeps
 
 
@@ -207,9 +217,6 @@ def test_leases_are_read_as_they_were_written(server):
     server.go_on(LEASE + GRACE + 5, "b", "c")
     server.take_over("b")
     assert parse(dump(server.state)) == server.state
-
-
-GOOD = Lease(1.0, 30.0, "id", "machine")
 
 
 @pytest.mark.parametrize(

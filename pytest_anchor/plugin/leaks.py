@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
+from time import time  # as it was before any test
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -33,8 +33,8 @@ def report_leaks(config: pytest.Config, leaks: list[dict[str, Any]]) -> None:
             outcome="failed",
             longrepr=text,
             when="call",
-            start=time.time(),
-            stop=time.time(),
+            start=time(),
+            stop=time(),
         )
         for send in _receivers(config):
             with suppress(Exception):  # a plugin may know only tests that it has seen begin
@@ -61,7 +61,7 @@ def _report_to_allure(config: pytest.Config, test: str, title: str, text: str) -
         from allure_commons import plugin_manager
         from allure_commons.model2 import Status, StatusDetails, TestResult
 
-        now = int(time.time() * 1000)
+        now = int(time() * 1000)
         result = TestResult(
             uuid=str(uuid4()),
             name=title,

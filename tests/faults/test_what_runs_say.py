@@ -187,3 +187,18 @@ def test_the_key_is_in_no_traceback_of_a_server_that_is_not_there(suite: Suite):
         assert run.status == 1
         assert "Connection refused" in run.out
         assert not run.recorded
+
+
+def test_a_clock_that_a_test_has_left_broken_keeps_nothing_from_being_told(suite: Suite):
+    suite.server.fail_always("DELETE", faults.status(403))
+    suite.write("""
+import time
+def test_it(anchor_session):
+    anchor_session()
+    time.time = time.monotonic = None
+""")
+    run = suite.run("--junitxml=report.xml")
+    assert run.status == 1
+    assert "1 session created: 1 leaked" in run.section
+    assert f"leaked session {run.alive[0]}" in (suite.folder / "report.xml").read_text()
+    suite.server.fail_always("DELETE", None)

@@ -26,10 +26,15 @@ class Point(NamedTuple):
 
 
 def test_a_key_is_taken_out_in_every_form_that_a_url_or_a_repr_gives_it():
-    key = "a/b+c d\\e'f"
+    key = "a/b+c d\\e'f~ü"
     for form in (key, quote(key), quote(key, safe=""), repr(key)[1:-1]):
         assert clean(f"x{form}y{form}z", key) == "x***y***z"
     assert clean("nothing", key) == "nothing"
+
+
+def test_the_key_is_taken_out_where_a_test_has_replaced_what_makes_urls(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("urllib.parse.quote", lambda *_args, **_options: "")
+    assert clean("x", "a/b") == "x"
 
 
 def test_what_is_said_at_the_end_of_a_run_is_cleaned(settings: Settings, pytestconfig: pytest.Config):

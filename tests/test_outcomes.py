@@ -23,7 +23,7 @@ import pytest
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session):
     if not hasattr(session.config, "workerinput"):
-        (folder,) = Path(".pytest_anchor").glob("*/")
+        (folder,) = filter(Path.is_dir, Path(".pytest_anchor").iterdir())
         shutil.copytree(folder, "kept", ignore=shutil.ignore_patterns("*.lock"))
     return (yield)
 """

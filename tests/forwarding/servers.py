@@ -84,6 +84,8 @@ class Servers:
     def __exit__(self, *_: object) -> None:
         for port in list(self._runners):
             self.stop(port)
+        # Connections that were just accepted are closed by the loop, in its next rounds.
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.1), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()

@@ -20,6 +20,7 @@ from records import opened
 from pytest_anchor.broker import broker as broker_module
 from pytest_anchor.broker import reaper as reaper_module
 from pytest_anchor.broker import server as module
+from pytest_anchor.broker.keeper import Keeper
 from pytest_anchor.broker.processes import Process
 from pytest_anchor.registry.journal import Run
 
@@ -591,3 +592,31 @@ def test_an_unexpected_error_of_the_last_sweep_fails_the_run(served, monkeypatch
     assert report["failed"]
     assert "an unexpected error, please report it: RuntimeError" in str(report["lines"])
     assert KEY not in json.dumps(report)
+
+
+def test_an_unexpected_error_of_the_evidence_fails_no_run(served, server, monkeypatch):
+    def fail(*_args, **_more):
+        raise RuntimeError(f"with {KEY} in it")
+
+    peer = served.connect()
+    peer.create()
+    monkeypatch.setattr(broker_module.Broker, "_mark_outcomes", fail)
+    report, _ = peer.ask(verb="sweep", has_remote_workers=False, verbose=False)
+    assert not report["failed"]
+    assert "the evidence is incomplete, by an unexpected error, please report it: RuntimeError" in str(report["lines"])
+    assert KEY not in json.dumps(report)
+    assert not server.alive
+
+
+def test_a_broker_whose_evidence_fails_leaves_all_the_same(server, reaping, monkeypatch):
+    def fail(*_args, **_more):
+        raise RuntimeError
+
+    monkeypatch.setattr(Keeper, "kept", {"some-nonce": None})
+    monkeypatch.setattr(Keeper, "wait", lambda *_: None)
+    monkeypatch.setattr(broker_module.Broker, "_mark_outcomes", fail)
+    reaping.connect().create()
+    reaping.leave("main")
+    reaping.thread.join(DEADLINE)
+    assert not reaping.thread.is_alive()
+    assert not server.alive

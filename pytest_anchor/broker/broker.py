@@ -382,14 +382,11 @@ class Broker:
             except Exception as error:  # noqa: BLE001 - whatever it is, the run fails and says what is open
                 text = redact(f"{type(error).__name__}: {error}", self.settings.api_key or "\0")
                 problem = AnchorError(f"an unexpected error, please report it: {printable(text)}")
-            if self._outcome_tags is not None and self._run is not None:
-                self._outcome_tags.mark(self._run.state.records.values())
-            if self._evidence is not None:
-                self._evidence.finish(should_continue)
-            if self._outcome_tags is not None and should_continue():
-                self._outcome_tags.finish()
+            trouble = self._finish_evidence(should_continue)
             self._wait_for_recovery()
             report = self._make_report(problem)
+            if trouble:
+                report.remarks.append((trouble, True))
             report.credits = self._credits(report) if should_continue() else None
             if report.kept and not self.settings.links:
                 write_small(self.settings.folder / KEPT_FILE, report.kept_text())
@@ -404,6 +401,23 @@ class Broker:
                     self._run.remove()
                     self._run = None
             return values
+
+    def _finish_evidence(self, should_continue: Callable[[], bool]) -> str:
+        """Wait for what the run leaves to look at, and return what went wrong: that fails no run."""
+        try:
+            self._mark_outcomes()
+            if self._evidence is not None:
+                self._evidence.finish(should_continue)
+            if self._outcome_tags is not None and should_continue():
+                self._outcome_tags.finish()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the sweep has been done, and is reported
+            text = redact(f"{type(error).__name__}: {error}", self.settings.api_key or "\0")
+            return f"the evidence is incomplete, by an unexpected error, please report it: {printable(text)}"
+        return ""
+
+    def _mark_outcomes(self) -> None:
+        if self._outcome_tags is not None and self._run is not None:
+            self._outcome_tags.mark(self._run.state.records.values())
 
     def _credits(self, report: Report) -> float | None:
         """What the run has cost, if one question tells it; a run that has used next to nothing does not ask."""
@@ -503,9 +517,10 @@ class Broker:
         if self._keeper.kept:
             self._keeper.wait(lambda: not self.processes.living)  # meanwhile, other runs see that this one lives
             self._reap()
-            if self._outcome_tags is not None and self._run is not None:
-                self._outcome_tags.mark(self._run.state.records.values())
-                self._outcome_tags.finish()
+            with suppress(Exception):  # whatever it is, a broker that stayed would hold the run's lock
+                self._mark_outcomes()
+                if self._outcome_tags is not None:
+                    self._outcome_tags.finish()
         with self._sweeping:
             if self._run is not None and not self.processes.living:
                 self._picture.write_late(self._run.state)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,25 +112,26 @@ class Forwarding:
                     self._process.stdin.close()
 
     def _ask(self, timeout: float, **message: Any) -> str:
+        deadline = time.monotonic() + timeout
         problem = ""
         for _ in range(ATTEMPTS):
+            ending: threading.Thread | None = None
             with self._lock:
                 if self._is_over:
                     return ""
                 try:
                     if self._process is None:
                         self._process = self._start()
-                    process, reader = self._process, self._reader
-                    answer = self._send(**message)
+                    process, answer = self._process, self._send(**message)
                 except OSError as error:
                     problem = _failure(error.strerror or str(error))
-                    if not isinstance(error, BrokenPipeError):
+                    if self._process is None or not isinstance(error, BrokenPipeError):
                         return problem
-                    answer = None
-            if answer is None:  # it has just ended, which that thread is about to take in
-                reader.join(timeout)
+                    ending = self._reader
+            if ending is not None:  # the process has just ended, which that thread is about to take in
+                ending.join(max(deadline - time.monotonic(), 0.0))
                 continue
-            if not answer.arrived.wait(timeout):
+            if not answer.arrived.wait(max(deadline - time.monotonic(), 0.0)):
                 process.kill()  # another takes its place, so that the next session need not wait for this one as well
                 return _failure(f"it has not answered in {timeout:g} s")
             problem = answer.problem
@@ -160,7 +162,12 @@ class Forwarding:
             os.close(log)
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)
-        _write(process, {"path": sys.path, "home": _HOME, "hosts": self._hosts})
+        try:
+            _write(process, {"path": sys.path, "home": _HOME, "hosts": self._hosts})
+        except OSError:
+            process.kill()
+            with process:  # its pipes are closed, and its end is taken in
+                raise
         self._reader = threading.Thread(target=self._read, args=(process,), name="forwarding", daemon=True)
         self._reader.start()
         return process

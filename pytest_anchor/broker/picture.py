@@ -37,10 +37,13 @@ class PictureWriter:
             return []
         problems: list[str] = []
         thread = threading.Thread(target=self._write, args=(self._path, state, credits_used, problems), daemon=True)
-        thread.start()
-        thread.join(WRITE_TIMEOUT)
-        if thread.is_alive():
-            problems.append(f"it is not done after {WRITE_TIMEOUT:.0f} s")
+        try:
+            thread.start()
+            thread.join(WRITE_TIMEOUT)
+            if thread.is_alive():
+                problems.append(f"it is not done after {WRITE_TIMEOUT:.0f} s")
+        except RuntimeError as error:  # no more threads can be started
+            problems.append(str(error))
         path = printable(str(self._path), 4096)
         if problems:
             return [Line(f"the picture of the run could not be written to {path}: {problems[0]}", YELLOW)]

@@ -72,13 +72,14 @@ class Recordings:
                 with self._changed:
                     if record.nonce in self._asked_for:
                         continue
+                    if self._thread is None:
+                        thread = threading.Thread(target=self._work, name="recordings", daemon=True)
+                        thread.start()
+                        self._thread = thread
                     now = time.monotonic()
                     self._asked_for.add(record.nonce)
                     self._pending.add(record.nonce)
                     self._later.append(_Attempt(record, now, now + TIMEOUT))
-                    if self._thread is None:
-                        self._thread = threading.Thread(target=self._work, name="recordings", daemon=True)
-                        self._thread.start()
 
     def wait(self, should_continue: Callable[[], bool]) -> None:
         """Wait for what is under way, and give up what does not come in time."""

@@ -20,6 +20,7 @@ from aiohttp import web
 from processes import environment, stop
 from real_runs import processes_in
 
+from pytest_anchor.broker import forwarding as forwarding_module
 from pytest_anchor.broker.forwarding import Forwarding
 from pytest_anchor.forwarding import process
 from pytest_anchor.forwarding.guard import Hosts
@@ -152,6 +153,14 @@ def test_what_was_asked_as_it_was_killed_is_asked_again(forwarding: Forwarding, 
     assert forwarding.attach("m", browser({}, connections), 30) == ""
     killer.join()
     until(lambda: len(connections) == 3)  # the first browser's, again, and the second's
+
+
+def test_a_process_that_dies_as_it_is_started_is_told(forwarding: Forwarding, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(forwarding_module, "_write", fail)
+    assert "did not do so (Broken pipe)" in forwarding.attach("n", "ws://127.0.0.1:1/", 30)
 
 
 def test_a_process_that_is_stopped_holds_no_end(forwarding: Forwarding, browser, tmp_path: Path, until):

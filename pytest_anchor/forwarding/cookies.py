@@ -65,10 +65,10 @@ def _described(cookie: Morsel[str], url: str) -> dict[str, Any]:
 
 def _expires(cookie: Morsel[str]) -> float | None:
     """The seconds since the epoch until which a cookie lasts; ``None`` for as long as the browser."""
-    with suppress(ValueError):  # what cannot be read counts as if it were not there
+    with suppress(ValueError, OverflowError):  # what cannot be read counts as if it were not there
         age = int(cookie["max-age"])
         return time.time() + age if age > 0 else _PAST
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):
         if date := parsedate(cookie["expires"]):
             return max(float(timegm(date)), _PAST)  # in UTC, whatever it says
     return None

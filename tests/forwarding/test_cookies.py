@@ -29,6 +29,8 @@ def test_attributes():
         ("Expires=Thu, 01-Jan-1970 00:01:40 GMT", 100.0),
         ("Max-Age=0; Expires=Fri, 01 Jan 2100 00:00:00 GMT", 1.0),
         ("Max-Age=soon", None),
+        (f"Max-Age={10**400}", None),
+        ('Expires="Mon, 01 Jan 99999999999 00:00:00 GMT"', None),
         ("Max-Age=soon; Expires=Thu, 01 Jan 1970 00:01:40 GMT", 100.0),
         ("SameSite=sometimes", None),
     ],

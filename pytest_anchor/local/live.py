@@ -27,7 +27,7 @@ _MODIFIERS = ("altKey", "ctrlKey", "metaKey", "shiftKey")  # 1, 2, 4, 8
 
 
 class LiveViews:
-    """The live views of *sessions*. Who knows a session's address may look: no key is asked for."""
+    """The live views of *sessions*. Anyone who knows the address of one may look: no key is asked for."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
@@ -64,7 +64,7 @@ class LiveViews:
         screen = _Viewed(chromium, viewer)
         self._sessions.connected(session, 1)
         try:
-            await viewer.send_json({"readOnly": session.config.read_only, "name": session.id})
+            await viewer.send_json({"readOnly": session.config.read_only})
             if page:
                 screen.show(page)
             await screen.serve(takes_input=not session.config.read_only)
@@ -106,7 +106,7 @@ class _Viewed(Screen):
         async for message in self._viewer:
             if message.type is WSMsgType.TEXT and takes_input:
                 # It may be anything: whoever has the address can send it.
-                with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                with suppress(ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                     self._do(json.loads(message.data))
         self.leave()
 

@@ -9,13 +9,15 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from measure import Figure
+from measure import ratio
 
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.registry.locks import JOURNAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from measure import Figure
 
 EVENTS = 200
 ROUNDS = 9
@@ -34,12 +36,8 @@ def figures() -> Iterator[Figure]:
                     costs[length].append(_cost(path, writers))
             short, long = (median(costs[length]) for length in (SHORT, LONG))
             company = "one process" if writers == 1 else f"{writers} processes"
-            yield Figure(
-                f"journal, an event at {LONG:,} against one at {SHORT}, {company} writing",
-                f"{long / short:.2f}",
-                "flat within 1.2",
-                f"{long * 1e6:.0f} µs against {short * 1e6:.0f} µs",
-            )
+            name = f"journal, an event at {LONG:,} against one at {SHORT}, {company} writing"
+            yield ratio(name, long, short, "flat within 1.2", "µs", 0)
 
 
 def _run(folder: Path, events: int) -> Path:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import shared_limits
-from measure import Figure, seconds
+from measure import ratio, seconds
 
 from pytest_anchor.budget.admission import Limits
 from pytest_anchor.budget.file_store import FileStore
@@ -19,6 +19,8 @@ from pytest_anchor.tags import new_nonce
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from measure import Figure
 
 EARLY, LATE = 1_000, 100_000  # sessions
 AT_ONCE = 200  # of them open
@@ -46,12 +48,8 @@ def figures() -> Iterator[Figure]:
             for count, work in works.items():
                 costs[count].append(seconds(lambda: [work() for _ in range(SESSIONS)]) / SESSIONS)  # noqa: B023
     early, late = (median(costs[count]) for count in (EARLY, LATE))
-    yield Figure(
-        f"journal, cap and budget, a session at {LATE:,} against one at {EARLY:,}, {AT_ONCE} open",
-        f"{late / early:.2f}",
-        "flat within 1.2",
-        f"{late * 1e6:.0f} µs against {early * 1e6:.0f} µs",
-    )
+    name = f"journal, cap and budget, a session at {LATE:,} against one at {EARLY:,}, {AT_ONCE} open"
+    yield ratio(name, late, early, "flat within 1.2", "µs", 0)
     yield from shared_limits.figures()
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 ROOT = Path(__file__).parents[1]
+_IN_A_SECOND = {"s": 1, "ms": 1e3, "µs": 1e6}
 
 
 class Figure(NamedTuple):
@@ -28,6 +29,16 @@ class Figure(NamedTuple):
     value: str
     aim: str
     detail: str
+
+
+def ratio(name: str, measured: float, against: float, aim: str, unit: str = "s", digits: int = 2) -> Figure:
+    """One time as a multiple of another.
+
+    :param measured: in seconds, as is *against*.
+    :param unit: that both are shown in, with so many *digits*: ``s``, ``ms`` or ``µs``.
+    """
+    shown = (f"{took * _IN_A_SECOND[unit]:.{digits}f} {unit}" for took in (measured, against))
+    return Figure(name, f"{measured / against:.2f}", aim, " against ".join(shown))
 
 
 class Answer(NamedTuple):
@@ -110,6 +121,18 @@ def answers(log: Path, method: str) -> list[Answer]:
     """What the backend has answered to *method*, in that order."""
     rows = [line.split(" ") for line in log.read_text(encoding="utf-8").splitlines()]
     return [Answer(float(moment), verb, path, int(status)) for moment, verb, path, status in rows if verb == method]
+
+
+def paced(name: str, posts: list[Answer], creations: int, limit: float) -> Iterator[Figure]:
+    """How close *creations*, all of which have succeeded, came to the time that the plan itself imposes.
+
+    :param limit: that time, in seconds.
+    """
+    created = [post.moment for post in posts if post.status == 200]
+    assert len(created) == creations, f"{len(created)} of {creations} were created"
+    took = created[-1] - posts[0].moment
+    yield ratio(f"{name}: first to last creation, against the limit", took, limit, "1.2 or less")
+    yield Figure(f"{name}: answers of 429", str(sum(post.status == 429 for post in posts)), "fewer than 12", "")
 
 
 def start_pytest(folder: Path, env: dict[str, str], *options: str) -> subprocess.Popen[str]:

@@ -9,12 +9,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from measure import Figure, local_server, outcome, start_pytest
+from measure import local_server, outcome, ratio, start_pytest
 
 from pytest_anchor.local.chromium import find
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from measure import Figure
 
 SHORT = 200  # tests on one session
 OWN, CREATE = 20, 2.0  # tests with a session of their own, which takes so many seconds to create
@@ -74,16 +76,12 @@ def figures() -> Iterator[Figure]:
         by_hand = _seconds(SHORT, env, *WITHOUT, conftest=BY_HAND.format(scope="session"))
     suite = f"{SHORT} short Playwright tests, one session"
     against = f"against a launched Chromium (by hand: {by_hand / launched:.2f})"
-    yield _ratio(f"{suite}, {against}", switched, launched, "")
-    yield _ratio(f"{suite}, against fixtures by hand", switched, by_hand, "1.05 or less")
+    yield ratio(f"{suite}, {against}", switched, launched, "")
+    yield ratio(f"{suite}, against fixtures by hand", switched, by_hand, "1.05 or less")
     with local_server("--create-latency", str(CREATE), browsers=True) as env:
         plain = _seconds(OWN, env, "--anchor-playwright", "test")
         by_hand = _seconds(OWN, env, *WITHOUT, conftest=BY_HAND.format(scope="function"))
         ahead = _seconds(OWN, env, "--anchor-playwright", "test", *AHEAD)
     suite = f"{OWN} of a session each, create {CREATE:g} s"
-    yield _ratio(f"{suite}, against fixtures by hand", plain, by_hand, "1.05 or less")
-    yield _ratio(f"{suite}: prefetch 2 and background ends, against without", ahead, plain, "0.6 or less")
-
-
-def _ratio(name: str, measured: float, against: float, aim: str) -> Figure:
-    return Figure(name, f"{measured / against:.2f}", aim, f"{measured:.2f} s against {against:.2f} s")
+    yield ratio(f"{suite}, against fixtures by hand", plain, by_hand, "1.05 or less")
+    yield ratio(f"{suite}: prefetch 2 and background ends, against without", ahead, plain, "0.6 or less")

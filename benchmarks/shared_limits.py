@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from measure import ROOT, Figure, seconds
+from measure import ROOT, Figure, ratio, seconds
 
 from pytest_anchor.budget import rules
 from pytest_anchor.budget.file_store import FileStore
@@ -42,12 +42,8 @@ def figures() -> Iterator[Figure]:
     program = find_program("redis") or find_program("valkey")
     with tempfile.TemporaryDirectory() as base, ExitStack() as stack:
         files = {count: _cost([_file(Path(base, f"f{count}"), number) for number in range(count)]) for count in BROKERS}
-        yield Figure(
-            f"an admission by a file, at {BROKERS[1]} brokers against 1",
-            f"{files[BROKERS[1]] / files[1]:.2f}",
-            "",
-            f"{files[BROKERS[1]] * 1e3:.2f} ms against {files[1] * 1e3:.2f} ms",
-        )
+        name = f"an admission by a file, at {BROKERS[1]} brokers against 1"
+        yield ratio(name, files[BROKERS[1]], files[1], "", "ms")
         if program is None:
             yield Figure("an admission by Redis", "skipped: there is no server", "", "")
             return
@@ -58,12 +54,8 @@ def figures() -> Iterator[Figure]:
             bare = _round_trips(real.url, f"brokers{count}")
             for store in stores:
                 store.close()
-            yield Figure(
-                f"an admission by Redis, at {count} brokers, against its bare round trips",
-                f"{cost / bare:.2f}",
-                "",
-                f"{cost * 1e3:.2f} ms against {bare * 1e3:.2f} ms",
-            )
+            name = f"an admission by Redis, at {count} brokers, against its bare round trips"
+            yield ratio(name, cost, bare, "", "ms")
 
 
 def _file(folder: Path, number: int) -> FileStore:

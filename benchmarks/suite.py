@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from measure import Figure, local_server, outcome, start_pytest
+from measure import local_server, outcome, ratio, start_pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from measure import Figure
 
 TESTS, TEST, CREATE, END = 30, 0.5, 1.0, 0.3  # seconds
 LIMIT = CREATE + TESTS * TEST + END
@@ -70,4 +72,4 @@ def figures() -> Iterator[Figure]:
         ("the same by hand, against the limit", by_hand, LIMIT, ""),
         ("the same with nothing switched on, against by hand", plain, by_hand, "1.0 or less"),
     ):
-        yield Figure(name, f"{measured / against:.2f}", aim, f"{measured:.2f} s against {against:.2f} s")
+        yield ratio(name, measured, against, aim)

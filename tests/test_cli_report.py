@@ -41,11 +41,18 @@ def test_a_page_beside_it_by_default(dead, tmp_path, capsys):
     assert "t.py::x" in (tmp_path / "anchor-report.html").read_text()
 
 
+def test_a_file_whose_name_is_only_an_ending(dead):
+    intend(dead, "dead-1")
+    assert main(["report", "-o", ".json"]) == 0
+    assert len(document(".json")["sessions"]) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["nobody"], "No run whose name begins with 'nobody' is on record in "),
         (["--registry", "nowhere"], "No run is on record: there is no nowhere"),
+        (["-o", ""], "--output takes a file whose name ends in .html or .json"),
         (["-o", "run.pdf"], "--output takes a file whose name ends in .html or .json, not 'run.pdf'"),
     ],
 )

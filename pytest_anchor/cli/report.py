@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 def report(arguments: argparse.Namespace) -> int:
     """Draw the run that was named, or the latest on record."""
+    if not arguments.output:
+        raise AnchorConfigError("--output takes a file whose name ends in .html or .json")
     path = Path(check_report("--output", arguments.output))
     run = _find(find_registry(arguments.registry), arguments.run)
     dead = is_dead(run)

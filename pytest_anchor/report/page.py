@@ -15,7 +15,7 @@ from ..errors import printable
 from .model import FAILURES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 MOST_FAILURES = 50  # that are written out
 MOST_LEFT = 20
@@ -104,6 +104,7 @@ def _texts(document: dict[str, Any], images: Mapping[str, str]) -> dict[str, Any
     )
     workers = f"{len(lanes)} workers" if len(lanes) > 1 else "one process"
     began = time.gmtime(min(run["began"], 2**40))
+    spent = _spent(totals)
     headline = f"{_count(totals['tests'], 'test')} in {_count(totals['sessions'], 'session')}"
     return {
         "headline": f"{headline}, {failed} failed" if failed else headline,
@@ -114,8 +115,8 @@ def _texts(document: dict[str, Any], images: Mapping[str, str]) -> dict[str, Any
         "left_title": f"{_count(len(left), 'session')} not confirmed to be over",
         "left": [_named(session, lanes) for session in left[:MOST_LEFT]],
         "tiles": list(_tiles(document, failed)),
-        "spent": _spent(totals),
-        "spent_text": ", ".join(f"{part['name']}: {part['seconds']}" for part in _spent(totals)),
+        "spent": spent,
+        "spent_text": ", ".join(f"{part['name']}: {part['seconds']}" for part in spent),
         "notes": list(_notes(document)),
         "estimates": document["estimates"],
         "workers_estimated": any(one["options"].startswith("-n") for one in document["estimates"]),
@@ -127,10 +128,11 @@ def _texts(document: dict[str, Any], images: Mapping[str, str]) -> dict[str, Any
     }
 
 
-def _tiles(document: dict[str, Any], failed: int) -> Any:
+def _tiles(document: dict[str, Any], failed: int) -> Iterator[_Tile]:
     run, totals = document["run"], document["totals"]
     waits = totals["test_seconds"]
-    waited = sum(waits.values()) - waits["own"]
+    whole = sum(waits.values())
+    waited = whole - waits["own"]
     outcomes = [f"{number:,} {outcome}" for outcome, number in totals["outcomes"].items() if outcome not in FAILURES]
     yield _Tile("Run", duration(run["seconds"]))
     yield _Tile("Tests failed", str(failed), ", ".join(outcomes), "bad" if failed else "")
@@ -146,7 +148,7 @@ def _tiles(document: dict[str, Any], failed: int) -> Any:
         duration(60 * totals["browser_minutes"]),
         "" if credits_used is None else f"{credits_used:.4g} credits",
     )
-    share = waited / sum(waits.values()) if sum(waits.values()) else 0.0
+    share = waited / whole if whole else 0.0
     yield _Tile("Tests waited", duration(waited), f"{share:.0%} of their time")
     yield _Tile("Answers of 429", f"{totals['rate_limited']:,}", "creations refused for now")
 
@@ -170,7 +172,7 @@ def _spent(totals: dict[str, Any]) -> list[dict[str, Any]]:
     return parts
 
 
-def _notes(document: dict[str, Any]) -> Any:
+def _notes(document: dict[str, Any]) -> Iterator[str]:
     run, totals = document["run"], document["totals"]
     for limit, words in (
         ("rate", "the plan's rate limit"),

@@ -29,7 +29,7 @@ def write_report(path: Path, state: State, status: Status, now: float, credits_u
     picture = picture_of(state, status, now, credits_used)
     folder = path.parent.absolute()
     document = document_of(picture, str(folder))
-    if path.suffix == ".json":
+    if path.name.endswith(".json"):
         text = json.dumps(document, separators=(",", ":")) + "\n"
     else:
         from .page import MOST_FAILURES, page_of

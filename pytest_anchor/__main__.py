@@ -88,7 +88,7 @@ exit status: 0 it was shown, 2 it cannot be told
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 nothing is left, 1 something is, 2 it cannot be told."""
+    """Run one command and return its exit status, which the help of each describes."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command == "local":

@@ -139,6 +139,15 @@ def test_it_is_shown_again_until_ctrl_c(shared, monkeypatch, capsys):
     assert all(one.count("\n") == 1 for one in shown)
 
 
+def test_ctrl_c_in_the_midst_of_reading_ends_a_watch_as_well(shared, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    shared.fault = interrupt
+    assert main(["limits", "--shared-limits", "redis://h", "--watch"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("args", [["--shared-limits", "redis://:p@h"], ["--shared-limits", "http://h"], []])
 def test_what_cannot_be_shown_says_why(environment, args, capsys):
     assert main(["limits", *args]) == 2

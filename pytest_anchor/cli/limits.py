@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..budget import rules
@@ -44,16 +45,19 @@ def limits(arguments: argparse.Namespace) -> int:
     read, where = _server(url, api) if url else _file(registry, api)
     most = api.max_sessions(deadline=time.monotonic() + PLAN_TIMEOUT)
     registry = None if url else registry
-    while True:
+
+    def show() -> None:
         state, now = read()
-        found = {"store": where, **_describe(rules.expire(state, now), now, most, registry)}
-        _print(found, arguments)
-        if not arguments.watch:
-            return 0
-        try:
+        _print({"store": where, **_describe(rules.expire(state, now), now, most, registry)}, arguments)
+
+    if not arguments.watch:
+        show()
+        return 0
+    with suppress(KeyboardInterrupt):
+        while True:
+            show()
             time.sleep(WATCH_INTERVAL)
-        except KeyboardInterrupt:
-            return 0
+    return 0
 
 
 def _print(found: dict[str, Any], arguments: argparse.Namespace) -> None:

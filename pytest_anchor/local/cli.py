@@ -134,13 +134,13 @@ def _rate(text: str) -> RateLimit:
 
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port, a number from 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, a number from 0 to 65535")
     return int(text)
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
     return int(text)
 
 
@@ -148,18 +148,18 @@ def _seconds(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 <= float(text) <= _DAY:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
 
 
 def _amount(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 <= float(text) <= 1e6:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of credits")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of credits")
 
 
 def _folder(text: str) -> Path:
     folder = Path(text)
     if not folder.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is no folder")
+        raise argparse.ArgumentTypeError(f"{text} is not a folder")
     return folder

@@ -47,9 +47,10 @@ def history(uses: Iterable[Use], granularity: str, metrics: Iterable[str], page:
     periods: dict[datetime, list[Use]] = {}
     for use in uses:
         periods.setdefault(PERIODS[granularity](use.created), []).append(use)
+    totals = {start: _total(periods[start]) for start in sorted(periods)}
     points = [
-        {"date": start.isoformat().replace("+00:00", "Z"), **{name: _total(periods[start])[name] for name in metrics}}
-        for start in sorted(periods)
+        {"date": start.isoformat().replace("+00:00", "Z"), **{name: used[name] for name in metrics}}
+        for start, used in totals.items()
     ]
     total_pages = math.ceil(len(points) / limit)
     total = _total([use for each in periods.values() for use in each])

@@ -106,7 +106,7 @@ class LaunchedBrowser:
             try:
                 session.end()
             except AnchorError as error:
-                self._verdict = f"The connection to session {session.id} is lost, and it may still run: {error}"
+                self._verdict = f"The connection to {session.label} is lost, and it may still run: {error}"
             else:
                 self._verdict = (
                     f"{session.label[:1].upper()}{session.label[1:]} was over: a timeout of Anchor's has "

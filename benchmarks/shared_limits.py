@@ -54,7 +54,7 @@ def figures() -> Iterator[Figure]:
             bare = _round_trips(real.url, f"brokers{count}")
             for store in stores:
                 store.close()
-            name = f"an admission by Redis, at {count} brokers, against its bare round trips"
+            name = f"an admission by Redis, at {count} broker{'s' if count > 1 else ''}, against its bare round trips"
             yield ratio(name, cost, bare, "", "ms")
 
 

@@ -86,7 +86,7 @@ class Forwarder:
                     break
                 try:
                     await self._attach(nonce, url)
-                except asyncio.TimeoutError as error:  # the next session's browser is no other, and tests wait for this
+                except asyncio.TimeoutError as error:  # the next session's browser will hang as well, and tests wait
                     self._refusal = _problem(error)
                 except (aiohttp.ClientError, OSError) as error:  # a new browser needs a moment
                     if attempt + 1 == ATTEMPTS:
@@ -105,7 +105,7 @@ class Forwarder:
             await browser.close()
             if isinstance(error, ClosedError) or not isinstance(error, CDPError):
                 raise
-            self._refusal = _problem(error)  # the next session's browser is no other
+            self._refusal = _problem(error)  # the next session's browser will refuse it as well
             return
         if (known := self._browsers.pop(nonce, None)) is not None:
             await known.close()

@@ -261,7 +261,7 @@ class _EventSource(_Socket):
         return allowed in ("*", own)
 
 
-_SOCKET: ContextVar[_Socket] = ContextVar("socket")  # whose task it is that runs
+_SOCKET: ContextVar[_Socket] = ContextVar("socket")  # the socket whose task is running
 
 
 async def _store_cookies(_session: object, _context: object, ended: aiohttp.TraceRequestEndParams) -> None:

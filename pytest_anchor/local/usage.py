@@ -1,4 +1,4 @@
-"""How much was used in which time: ``GET /v1/sessions/history``."""
+"""How much was used in each period: ``GET /v1/sessions/history``."""
 
 from __future__ import annotations
 

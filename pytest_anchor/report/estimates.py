@@ -23,7 +23,7 @@ PREFETCH = (1, 2, 4, 8)  # what is tried of --anchor-prefetch
 MAX_WORKERS = 64  # that one machine is assumed to have room for
 LEAST_SECONDS = 1.0  # that an estimate must save,
 LEAST_PART = 0.03  # and of the run's time
-WORTH_MORE = 1.1  # times what half the number saves: what a larger number must save
+WORTH_MORE = 1.1  # times what a smaller number saves: what a larger one must save
 MARGIN = 0.05  # seconds between a window of the rate limit and the next
 ADMISSION, DONE = -1.0, -2.0  # what a worker yields in the place of a moment
 
@@ -143,7 +143,7 @@ class _Simulation:
         self._seconds: dict[_Options, float | None] = {}
 
     def saved(self, base: _Options, other: _Options) -> float:
-        """Seconds by which the run takes less with *other* options; none where that cannot be told."""
+        """By how many seconds the run is shorter with *other* options; 0 where that cannot be computed."""
         if other.workers:  # against as many as there were, for which the tests are dealt out in the same way
             base = base._replace(workers=len(self._lanes))
         if (before := self._run(base)) is None or (after := self._run(other)) is None:
@@ -151,7 +151,10 @@ class _Simulation:
         return before - after
 
     def best(self, base: _Options, others: list[_Options]) -> tuple[_Options, float] | None:
-        """The first of *others*, each more than that before, after which more is not worth it, and what that saves."""
+        """The option up to which each of *others* saves enough more than the one before it, and what it saves.
+
+        :param others: in ascending order.
+        """
         best, most = None, max(LEAST_SECONDS, LEAST_PART * self._picture.seconds)
         for other in others:
             if (saved := self.saved(base, other)) < most:

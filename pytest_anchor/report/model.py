@@ -67,9 +67,9 @@ class TimedSession(NamedTuple):
     :param lane: index of the process that it was created for.
     :param test: the test that it was created for, or that took it.
     :param asked: when the creation began to wait for the plan's limits.
-    :param slot: seconds of that for another session to end; the rest was for the rate limit.
+    :param slot: seconds for which it waited for another session to end; the rest of the wait was for the rate limit.
     :param begun: when the request was sent.
-    :param lost: when it was given up to wait for the answer, ``None`` if there was one.
+    :param lost: when waiting for the answer was given up, ``None`` if there was one.
     :param created: when the session was there, or was found; ``None`` if it never was.
     :param ending: when its end began, ``None`` if it never did.
     :param ended: when it was confirmed to be over, ``None`` if it was not.
@@ -109,7 +109,7 @@ class TimedSession(NamedTuple):
 
     @property
     def answered(self) -> float:
-        """When the test did not wait for the creation any more."""
+        """When the wait for the creation was over."""
         return self.lost or self.created or self.begun
 
     @property
@@ -246,7 +246,7 @@ def _span(state: State, now: float, *, is_running: bool) -> Span:
 
 
 def _lost_at(record: Record) -> float | None:
-    """When it was given up to wait for the answer."""
+    """When waiting for the answer was given up."""
     return record.time if record.begun_at is not None and record.time > record.begun_at else None
 
 

@@ -11,11 +11,12 @@ import os
 import sys
 import weakref
 from _thread import get_ident
+from binascii import crc32
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .delegation import THREAD, WithdrawnError
-from .errors import AnchorError, AnchorRegistryError, Secret, rebuild
+from .errors import AnchorError, AnchorRegistryError, Secret, rebuild, redact
 from .launcher import Launcher, System, check_folder, exists, getpid, start_failure
 from .settings import check_key, key_from_environment
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 START_TIMEOUT = 30.0  # seconds until the broker must answer its first message
 ATTEMPTS = 3  # brokers that one request starts, at most
+MAX_TEST = 1000  # characters of a test's id that are kept on record
 GOODBYE_TIMEOUT = 10.0  # seconds
 FOREVER = 1e6  # seconds
 MOST_WATCHED = 100  # brokers that die while a run is watched
@@ -181,6 +183,16 @@ class Client:
         """The API key, if there is one by now: a fixture, or a dotenv file, may have set it."""
         self._key = self._key or key_from_environment()
         return self._key
+
+    def name_of(self, test: str) -> str:
+        """What is kept on record of a test's id, and of no other's.
+
+        That of a parametrised test may be of any length, and may even hold the key.
+        """
+        name = redact(test, self.key) if self.key else test
+        if len(name) <= MAX_TEST:
+            return name
+        return f"{name[: MAX_TEST - 9]}…{crc32(name.encode('utf-8', 'surrogatepass')):08x}"
 
     @property
     def is_active(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from binascii import crc32
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from .client import Client
 
 END_TIMEOUT = 30.0  # seconds for an end() that a test asks for itself
-MAX_TEST = 1000  # characters of a test's id that are kept on record
 ANSWER_TIMEOUT = 150.0  # seconds that the API's answer to a creation may take
 
 
@@ -265,7 +263,7 @@ class AnchorSessionFactory:
                 timeout=self._client.settings.create_timeout + ANSWER_TIMEOUT,
                 on_note=self._on_wait,
                 config=config,
-                test=shortened(self._test()),
+                test=self._client.name_of(self._test()),
                 is_self_blocked=self._client.is_self_blocked,
             )
         except (TypeError, ValueError, RecursionError) as error:
@@ -314,13 +312,6 @@ class AnchorSessionFactory:
             self._client.request("end later", timeout=END_TIMEOUT, again=True, nonces=[life.nonce for life in left])
         for life in left:
             life.is_ending = True
-
-
-def shortened(test: str) -> str:
-    """What is kept on record of a test's id, no other test's: that of a parametrised test may be of any length."""
-    if len(test) <= MAX_TEST:
-        return test
-    return f"{test[: MAX_TEST - 9]}…{crc32(test.encode('utf-8', 'surrogatepass')):08x}"
 
 
 def _end(client: Client, lives: list[_Life], *, ended_by: str, timeout: float) -> dict[_Life, Exception]:

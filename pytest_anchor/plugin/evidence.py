@@ -11,7 +11,6 @@ import pytest
 
 from ..errors import AnchorError, printable, redact
 from ..launcher import elapsed
-from ..session import shortened
 from .sections import add_section
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ class Evidence:
                 slack=SLACK,
                 nonces=[session.nonce for session in sessions],
                 pages=pages,
-                test=shortened(item.nodeid),
+                test=self._plugin.client.name_of(item.nodeid),
                 with_content=self._shows_images,
             )
         except AnchorError as error:

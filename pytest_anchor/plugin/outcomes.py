@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ..errors import AnchorError
-from ..session import shortened
 from .evidence import Evidence
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class Outcomes:
                     slack=0.0,
                     again=True,
                     nonces=[session.nonce for session in sessions],
-                    test=shortened(item.nodeid),
+                    test=plugin.client.name_of(item.nodeid),
                     seconds=seconds,
                     outcome=outcome(self._reports),
                     rerun=self._rerun,

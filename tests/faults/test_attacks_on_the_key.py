@@ -45,6 +45,24 @@ def test_ctrl_c_during_a_request_does_not_show_the_key(suite: Suite, method: str
     assert SECRET not in run.out + run.err
 
 
+def test_a_key_that_is_a_parameter_is_in_no_file_nor_tag(suite: Suite):
+    suite.write(
+        "import os, pytest\n"
+        "@pytest.mark.parametrize('key', [os.environ['ANCHORBROWSER_API_KEY'], 'other', os.environ['ANCHORBROWSER_API_KEY']])\n"
+        "def test_a(anchor_session, key):\n    anchor_session()\n    assert key == 'other'\n"
+    )
+    suite.server.fail_always("DELETE", faults.status(500))  # the record is kept
+    more = ["--anchor-prefetch=1", "--anchor-report=picture.json", "--anchor-sweep-timeout=1"]
+    suite.run_here(*more, "--tb=no", "-rN", "-p", "no:cacheprovider")  # pytest's own would show it
+    left = [
+        path for path in suite.folder.rglob("*") if path.name in ("journal.jsonl", "picture.json", "screenshot-1.png")
+    ]
+    assert len(left) == 4, "the record, the picture and two screenshots"
+    assert not [path for path in left if SECRET in str(path) or SECRET.encode() in path.read_bytes()]
+    assert all("test_a[***" in path.read_text() for path in left if path.suffix.startswith(".json"))
+    assert SECRET not in str(suite.server.sessions)
+
+
 SLOW_BROKER = """
 import pathlib, sys, time
 if any("pytest_anchor.broker" in argument for argument in sys.orig_argv):

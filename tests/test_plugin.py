@@ -470,7 +470,7 @@ def test_a_401_and_a_500_read_differently(run: Runner, server: FaultServer):
     server.fail_always("GET", faults.status(401))
     result = run(
         "import pytest\n@pytest.mark.parametrize('n', [1, 2])\ndef test_a(anchor_session, n): anchor_session()",
-        "--anchor-sweep-timeout=3",
+        "--anchor-sweep-timeout=5",
     )
     first, second = server.alive
     result.stdout.fnmatch_lines(

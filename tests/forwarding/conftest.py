@@ -94,11 +94,3 @@ def suite(tmp_path: Path, elsewhere: Elsewhere, pytester: pytest.Pytester) -> Su
     folder = tmp_path / "suite"
     folder.mkdir()
     return Suite(folder, elsewhere, pytester)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let a connection pass that the test's own server has just accepted as its event loop ends."""
-    words = "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
-    for item in items:
-        if "servers" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.filterwarnings(words))

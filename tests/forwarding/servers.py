@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import socket
 import ssl
 import struct
 import subprocess
@@ -68,7 +69,8 @@ class Servers:
         self.bodies: list[tuple[int, str]] = []  # size and SHA-256 of what was uploaded
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._runners: dict[int, web.AppRunner] = {}
+        self._running: dict[int, tuple[web.AppRunner, socket.socket]] = {}
+        self._connections: dict[asyncio.Transport, socket.socket] = {}
 
     def __enter__(self) -> Servers:
         self._thread.start()
@@ -82,10 +84,9 @@ class Servers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for port in list(self._runners):
+        for port in list(self._running):
             self.stop(port)
-        # Connections that were just accepted are closed by the loop, in its next rounds.
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.1), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
@@ -94,9 +95,11 @@ class Servers:
         async def start() -> int:
             runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=0.1)
             await runner.setup()
-            await web.TCPSite(runner, host, port, ssl_context=context, reuse_address=True).start()
+            self._note_connections(runner.server)
+            listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+            await web.SockSite(runner, listener, ssl_context=context).start()
             listening: int = runner.addresses[0][1]
-            self._runners[listening] = runner
+            self._running[listening] = runner, listener
             return listening
 
         return asyncio.run_coroutine_threadsafe(start(), self._loop).result(10)
@@ -113,8 +116,33 @@ class Servers:
         return f"https://localhost:{self.start(context=context)}"
 
     def stop(self, port: int) -> None:
-        runner = self._runners.pop(port)
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), self._loop).result(10)
+        runner, listener = self._running.pop(port)
+
+        async def stop() -> None:
+            self._loop.remove_reader(listener)
+            await asyncio.sleep(0.01)  # what is accepted becomes a connection, as it cannot once its server is closed
+            await runner.cleanup()
+
+        asyncio.run_coroutine_threadsafe(stop(), self._loop).result(10)
+
+    def _note_connections(self, server: web.Server) -> None:
+        made = server.connection_made
+
+        def note(handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+            self._connections[transport] = transport.get_extra_info("socket")
+            made(handler, transport)
+
+        server.connection_made = note
+
+    async def _cut(self) -> None:
+        """Cut what the servers leave: TLS handshakes, and connections that wait for a browser to read."""
+        own = {asyncio.current_task()}
+        while (tasks := asyncio.all_tasks() - own) or any(one.fileno() >= 0 for one in self._connections.values()):
+            for transport in self._connections:
+                transport.abort()
+            await asyncio.sleep(0.01)  # a task that has not begun would close nothing
+            for task in tasks:
+                task.cancel()
 
     def count(self, path: str, method: str = "") -> int:
         return sum(one.path == path and method in ("", one.method) for one in self.requests)

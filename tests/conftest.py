@@ -16,7 +16,7 @@ import pytest
 from fault_server import KEY, FaultServer
 from forked import broker_server, fork_servers, forking_spawn
 from processes import forget_the_machine
-from real_runs import processes_in
+from real_runs import Suite, processes_in
 from real_runs import until as wait_until
 from settings_for import settings_for
 
@@ -105,6 +105,14 @@ def run(tmp_path: Path) -> Iterator[Run]:
     run.join()
     yield run
     run.leave()
+
+
+@pytest.fixture
+def suite(tmp_path: Path, server: FaultServer, request: pytest.FixtureRequest) -> Iterator[Suite]:
+    """A folder of tests, to be run."""
+    suite = Suite(tmp_path, server, request)
+    yield suite
+    suite.kill_leftovers()
 
 
 @pytest.fixture

@@ -26,11 +26,6 @@ from pytest_anchor.settings import Settings
 
 
 @pytest.fixture
-def suite(tmp_path: Path, server: FaultServer, request: pytest.FixtureRequest) -> Suite:
-    return Suite(tmp_path, server, request)
-
-
-@pytest.fixture
 def run(suite: Suite) -> Callable[..., Run]:
     """Run the text of a test file."""
 

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import fault_server as faults
@@ -33,14 +32,10 @@ def test_passes(anchor_session): anchor_session()
 
 
 @pytest.fixture
-def suite(tmp_path: Path, server: FaultServer, request: pytest.FixtureRequest) -> Iterator[Suite]:
-    suite = Suite(tmp_path, server, request)
+def suite(suite: Suite) -> Iterator[Suite]:
     suite.write(FAILS)
     yield suite
-    for pid in suite.processes:  # a broker that keeps something
-        os.kill(pid, signal.SIGTERM)
-    suite.wait_for_quiet()
-    suite.kill_leftovers()
+    suite.end_kept()
 
 
 def run_here(suite: Suite, *args: str) -> Run:

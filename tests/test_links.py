@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import fault_server as faults
 import pytest
@@ -39,14 +36,10 @@ def test_connects(connected): pass
 
 
 @pytest.fixture
-def suite(tmp_path: Path, server: FaultServer, request: pytest.FixtureRequest) -> Iterator[Suite]:
-    suite = Suite(tmp_path, server, request)
+def suite(suite: Suite) -> Iterator[Suite]:
     suite.write(TESTS)
     yield suite
-    for pid in suite.processes:  # a broker that keeps something
-        os.kill(pid, signal.SIGTERM)
-    suite.wait_for_quiet()
-    suite.kill_leftovers()
+    suite.end_kept()
 
 
 def ids(suite: Suite) -> list[str]:

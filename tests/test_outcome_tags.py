@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import fault_server as faults
 import pytest
@@ -23,8 +22,7 @@ OUTCOME = "pytest-anchor:outcome="
 
 
 @pytest.fixture
-def suite(tmp_path: Path, server: FaultServer, request: pytest.FixtureRequest) -> Iterator[Suite]:
-    suite = Suite(tmp_path, server, request)
+def suite(suite: Suite) -> Suite:
     suite.write("""
 def test_passes(anchor_session): anchor_session(session={"tags": ["mine"]})
 def test_fails(anchor_session): anchor_session().end(); assert False

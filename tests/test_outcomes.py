@@ -5,10 +5,8 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from fault_server import FaultServer
 from real_runs import Suite
 
 from pytest_anchor.registry.journal import Run
@@ -30,8 +28,7 @@ def pytest_sessionfinish(session):
 
 
 @pytest.fixture
-def suite(tmp_path: Path, server: FaultServer, request: pytest.FixtureRequest) -> Suite:
-    suite = Suite(tmp_path, server, request)
+def suite(suite: Suite) -> Suite:
     suite.write(KEEP, "conftest.py")
     return suite
 

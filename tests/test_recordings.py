@@ -172,8 +172,7 @@ def test_a_session_id_is_checked(api: AnchorAPI, server: FaultServer):
 
 
 @pytest.fixture
-def suite(tmp_path: Path, server: FaultServer, request: pytest.FixtureRequest) -> Iterator[Suite]:
-    suite = Suite(tmp_path, server, request)
+def suite(suite: Suite) -> Suite:
     suite.write("""
 def test_passes(anchor_session): anchor_session()
 def test_fails(anchor_session): anchor_session(browser={"adblock": {"active": True}}); assert False

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fault_server import FaultServer
-from real_runs import Suite
 
 from pytest_anchor.cleanup.policy import SweepPolicy
 from pytest_anchor.cleanup.recovery import Recovery, recover_all
@@ -23,13 +22,6 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("COVERAGE_"):
             monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def suite(tmp_path: Path, server: FaultServer, request: pytest.FixtureRequest) -> Iterator[Suite]:
-    suite = Suite(tmp_path, server, request)
-    yield suite
-    suite.kill_leftovers()
 
 
 @pytest.fixture

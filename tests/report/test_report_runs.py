@@ -9,12 +9,10 @@ import signal
 import sys
 import time
 from base64 import b64encode
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_server import KEY, PNG, FaultServer, slow, status
+from fault_server import KEY, PNG, slow, status
 from pictures import one_after_the_other
 from real_runs import Suite, environment, until
 
@@ -41,11 +39,9 @@ def test_it(anchor_session):
 
 
 @pytest.fixture
-def suite(tmp_path: Path, server: FaultServer, request: pytest.FixtureRequest) -> Iterator[Suite]:
-    suite = Suite(tmp_path, server, request)
+def suite(suite: Suite) -> Suite:
     suite.write(SUITE)
-    yield suite
-    suite.kill_leftovers()
+    return suite
 
 
 def drawn(suite: Suite, name: str = "run.json") -> dict[str, Any]:

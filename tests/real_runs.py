@@ -69,6 +69,21 @@ PATIENCE = {processes.PATIENCE}
 {inspect.getsource(processes.stop)}
 """
 
+# And as well: fixtures that have a session and raise an error.
+BROKEN = """
+import pytest
+
+@pytest.fixture
+def broken_setup(anchor_session):
+    anchor_session()
+    raise ValueError
+
+@pytest.fixture
+def broken_teardown(anchor_session):
+    yield anchor_session()
+    raise ValueError
+"""
+
 
 def environment(**more: str) -> dict[str, str]:
     """The environment of a pytest process that loads no plugin but those it is told to."""

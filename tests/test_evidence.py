@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fault_server as faults
 import pytest
 from fault_server import KEY, PNG, FaultServer
-from real_runs import Run, Suite
+from real_runs import BROKEN, Run, Suite
 from records import opened
 
 from pytest_anchor.api import AnchorAPI
@@ -26,14 +26,14 @@ from pytest_anchor.settings import Settings
 
 
 @pytest.fixture
-def run(suite: Suite) -> Callable[..., Run]:
+def run_tests(suite: Suite) -> Callable[..., Run]:
     """Run the text of a test file."""
 
-    def run(text: str, *args: str) -> Run:
+    def run_tests(text: str, *args: str) -> Run:
         suite.write(textwrap.dedent(text))
         return suite.run_here(*args)
 
-    return run
+    return run_tests
 
 
 def kept(suite: Suite) -> list[str]:
@@ -42,38 +42,29 @@ def kept(suite: Suite) -> list[str]:
     return sorted(re.sub(r"test_it\.py-(\w+)-[0-9a-f]{8}/", r"\1/", f"{one.parent.name}/{one.name}") for one in found)
 
 
-ENDS = """
-    import pytest
-
-    @pytest.fixture
-    def broken_setup(anchor_session):
-        anchor_session()
-        raise ValueError
-
-    @pytest.fixture
-    def broken_teardown(anchor_session):
-        yield anchor_session()
-        raise ValueError
-
-    def test_passes(anchor_session): anchor_session()
-    def test_fails(anchor_session): anchor_session(); assert False
-    def test_skips(anchor_session): anchor_session(); pytest.skip()
-    @pytest.mark.xfail
-    def test_xfails(anchor_session): anchor_session(); assert False
-    def test_says_xfail(anchor_session): anchor_session(); pytest.xfail()
-    @pytest.mark.xfail(raises=KeyError)
-    def test_differs(anchor_session): anchor_session(); assert False
-    @pytest.mark.xfail(strict=True)
-    def test_is_strict(anchor_session): anchor_session()
-    def test_setup(broken_setup): pass
-    def test_teardown(broken_teardown): pass
-    def test_none(anchor_session): assert False
+ENDS = (
+    BROKEN
+    + """
+def test_passes(anchor_session): anchor_session()
+def test_fails(anchor_session): anchor_session(); assert False
+def test_skips(anchor_session): anchor_session(); pytest.skip()
+@pytest.mark.xfail
+def test_xfails(anchor_session): anchor_session(); assert False
+def test_says_xfail(anchor_session): anchor_session(); pytest.xfail()
+@pytest.mark.xfail(raises=KeyError)
+def test_differs(anchor_session): anchor_session(); assert False
+@pytest.mark.xfail(strict=True)
+def test_is_strict(anchor_session): anchor_session()
+def test_setup(broken_setup): pass
+def test_teardown(broken_teardown): pass
+def test_none(anchor_session): assert False
 """
+)
 FAILED = ["differs", "fails", "is_strict", "setup"]
 
 
-def test_what_fails_has_a_screenshot(run: Callable[..., Run], suite: Suite, server: FaultServer):
-    ended = run(ENDS, "-rA")
+def test_what_fails_has_a_screenshot(run_tests: Callable[..., Run], suite: Suite, server: FaultServer):
+    ended = run_tests(ENDS, "-rA")
     assert ended.outcomes == {"failed": 4, "passed": 2, "error": 2, "skipped": 1, "xfailed": 2}
     assert kept(suite) == [f"test_{name}/screenshot-1.png" for name in FAILED]
     assert all(one.read_bytes() == PNG for one in suite.folder.glob("anchor-results/*/*.png"))
@@ -89,14 +80,14 @@ def test_what_fails_has_a_screenshot(run: Callable[..., Run], suite: Suite, serv
     assert "screenshot" not in ended.section
 
 
-def test_all_have_one_where_that_is_asked_for(run: Callable[..., Run], suite: Suite):
-    run(ENDS, "--anchor-screenshot=on", "-k", "passes or fails or setup or skips")
+def test_all_have_one_where_that_is_asked_for(run_tests: Callable[..., Run], suite: Suite):
+    run_tests(ENDS, "--anchor-screenshot=on", "-k", "passes or fails or setup or skips")
     names = ["fails", "passes", "setup"]
     assert kept(suite) == [f"test_{name}/screenshot-1.png" for name in names]
 
 
-def test_none_has_one_where_it_is_off(run: Callable[..., Run], suite: Suite, server: FaultServer):
-    ended = run(ENDS, "-o", "anchor_screenshot=off", "-k", "fails and not xfails")
+def test_none_has_one_where_it_is_off(run_tests: Callable[..., Run], suite: Suite, server: FaultServer):
+    ended = run_tests(ENDS, "-o", "anchor_screenshot=off", "-k", "fails and not xfails")
     assert kept(suite) == []
     assert not server.asked_for("SCREENSHOT")
     assert "\nrecording: http" in ended.out
@@ -104,17 +95,17 @@ def test_none_has_one_where_it_is_off(run: Callable[..., Run], suite: Suite, ser
 
 
 def test_a_link_shows_no_key(
-    run: Callable[..., Run], suite: Suite, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+    run_tests: Callable[..., Run], suite: Suite, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(server, "url", f"{server.url}/?apiKey={KEY}#")  # of which the fault server makes the link
     text = "def test_it(session_anchor_session): session_anchor_session(); assert False"
-    ended = run(text, f"--anchor-base-url={server.url.partition('/?')[0]}", "--junitxml=report.xml", "-vv", "-l")
+    ended = run_tests(text, f"--anchor-base-url={server.url.partition('/?')[0]}", "--junitxml=report.xml", "-vv", "-l")
     assert "/?apiKey=***#/live/" in ended.out
     assert "/?apiKey=***#/live/" in (suite.folder / "report.xml").read_text()  # and the key is in neither
 
 
-def test_each_session_that_is_open_has_one(run: Callable[..., Run], suite: Suite):
-    ended = run(
+def test_each_session_that_is_open_has_one(run_tests: Callable[..., Run], suite: Suite):
+    ended = run_tests(
         """
         def test_a(anchor_session, session_anchor_session):
             anchor_session()
@@ -133,22 +124,22 @@ def test_each_session_that_is_open_has_one(run: Callable[..., Run], suite: Suite
     assert re.findall("^(.*)live view: http", ended.out, re.MULTILINE) == ["session 1: ", ""]  # the shared one
 
 
-def test_a_run_removes_what_the_last_one_made_and_nothing_else(run: Callable[..., Run], suite: Suite):
+def test_a_run_removes_what_the_last_one_made_and_nothing_else(run_tests: Callable[..., Run], suite: Suite):
     failing = "def test_it(anchor_session): anchor_session(); assert False"
     folder = suite.folder / "elsewhere"
-    run(failing, "--anchor-output", "elsewhere")
+    run_tests(failing, "--anchor-output", "elsewhere")
     (made,) = folder.glob("*/*.png")
     (folder / "mine").mkdir()
     (folder / "mine" / "screenshot-1.png").touch()
     made.with_name("mine.txt").touch()
-    run("def test_other(anchor_session): anchor_session()", "--anchor-output", "elsewhere")
+    run_tests("def test_other(anchor_session): anchor_session()", "--anchor-output", "elsewhere")
     left = sorted(str(one.relative_to(folder)) for one in folder.glob("*/*") if one.is_file())
     assert left == ["mine/screenshot-1.png", f"{made.parent.name}/mine.txt"]
 
 
-def test_each_run_of_a_test_that_is_repeated_has_its_own(run: Callable[..., Run], suite: Suite):
+def test_each_run_of_a_test_that_is_repeated_has_its_own(run_tests: Callable[..., Run], suite: Suite):
     text = "def test_it(anchor_session): anchor_session(); assert False"
-    ended = run(text, "-p", "pytest_rerunfailures", "--reruns=1", "--junitxml=report.xml")
+    ended = run_tests(text, "-p", "pytest_rerunfailures", "--reruns=1", "--junitxml=report.xml")
     assert kept(suite) == ["test_it/screenshot-1.png", "test_it/screenshot-2.png"]
     assert ended.out.count("screenshot-2.png") == 1
     report = (suite.folder / "report.xml").read_text()
@@ -175,24 +166,16 @@ BAD_WAYS = {
 
 
 @pytest.fixture
-def evidence(settings: Settings, registry: Journal, tmp_path: Path) -> Evidence:
+def evidence(settings: Settings, run: Journal, tmp_path: Path) -> Evidence:
     settings = settings._replace(output=str(tmp_path / "results"))
     assert settings.api_key is not None
     api = AnchorAPI(settings.base_url, settings.api_key)
-    return Evidence(settings, registry, lambda: api)
+    return Evidence(settings, run, lambda: api)
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Journal]:
-    registry = Journal(tmp_path / "registry" / "inv")
-    registry.join()
-    yield registry
-    registry.leave()
-
-
-@pytest.fixture
-def record(server: FaultServer, registry: Journal) -> Record:
-    return opened(server, AnchorAPI(server.url, KEY), registry, "inv-1") and registry.known("inv-1")
+def record(server: FaultServer, run: Journal) -> Record:
+    return opened(server, AnchorAPI(server.url, KEY), run, "inv-1") and run.known("inv-1")
 
 
 @pytest.mark.parametrize("way", BAD_WAYS)
@@ -230,15 +213,15 @@ def test_what_cannot_be_written_is_a_line(evidence: Evidence, record: Record, tm
     assert list(evidence.lines()) == [(f"1 screenshot could not be taken: {found.problem}", True)]
 
 
-def test_it_is_on_record(evidence: Evidence, record: Record, registry: Journal):
+def test_it_is_on_record(evidence: Evidence, record: Record, run: Journal):
     ((found,),) = evidence.screenshots("t.py::x", [record], 5).values()
     assert Path(found.path).read_bytes() == PNG == found.content
     assert list(record.evidence.values()) == [("screenshot", found.path, "t.py::x")]
     assert list(evidence.lines()) == []
 
 
-def test_tests_whose_long_ids_begin_alike_have_a_folder_each(run: Callable[..., Run], suite: Suite):
-    ended = run("""
+def test_tests_whose_long_ids_begin_alike_have_a_folder_each(run_tests: Callable[..., Run], suite: Suite):
+    ended = run_tests("""
 import pytest
 
 @pytest.mark.parametrize("x", [pytest.param(1, id="a" * 9999 + "1"), pytest.param(2, id="a" * 9999 + "2")])
@@ -250,7 +233,7 @@ def test_it(anchor_session, x): anchor_session(); assert False
 
 
 def test_what_pages_take_is_taken_from_the_time_for_the_api(
-    run: Callable[..., Run], server: FaultServer, monkeypatch: pytest.MonkeyPatch
+    run_tests: Callable[..., Run], server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ):
     timeouts, ask = [], Client.request
 
@@ -259,7 +242,7 @@ def test_what_pages_take_is_taken_from_the_time_for_the_api(
         return ask(client, verb, **arguments)
 
     monkeypatch.setattr(Client, "request", request)
-    run("""
+    run_tests("""
     import time
     from pytest_anchor.plugin.state import PLUGIN
 
@@ -273,13 +256,13 @@ def test_what_pages_take_is_taken_from_the_time_for_the_api(
 
 
 def test_nothing_of_it_changes_a_run(
-    run: Callable[..., Run], server: FaultServer, suite: Suite, monkeypatch: pytest.MonkeyPatch
+    run_tests: Callable[..., Run], server: FaultServer, suite: Suite, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(plugin_evidence, "TIMEOUT", 0.3)
     server.fail("SCREENSHOT", faults.silent)
     server.fail_always("SCREENSHOT", faults.status(429, Retry_After="30"))
     before = time.monotonic()
-    ended = run(ENDS)
+    ended = run_tests(ENDS)
     assert time.monotonic() - before < 10
     assert (ended.status, ended.alive) == (1, [])
     assert ended.outcomes == {"failed": 4, "passed": 2, "error": 2, "skipped": 1, "xfailed": 2}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections.abc import Callable
 
 import pytest
-from real_runs import Suite
+from real_runs import BROKEN, Suite
 
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.registry.records import Record
@@ -55,34 +54,27 @@ def records(suite: Suite) -> list[Record]:
     return list(Run(suite.folder / "kept").read().records.values())
 
 
+ENDS = (
+    BROKEN
+    + """
+def test_passes(anchor_session): anchor_session().end()
+def test_fails(anchor_session): anchor_session(); assert False
+def test_skips(anchor_session): anchor_session(); pytest.skip()
+@pytest.mark.xfail
+def test_xfails(anchor_session): anchor_session(); assert False
+@pytest.mark.xfail
+def test_xpasses(anchor_session): anchor_session()
+@pytest.mark.xfail(strict=True)
+def test_is_strict(anchor_session): anchor_session()
+def test_setup(broken_setup): pass
+def test_teardown(broken_teardown): pass
+def test_both(broken_teardown): assert False
+def test_none(anchor_session): pass
+"""
+)
+
+
 def test_every_outcome_is_on_record(tested: Callable[..., object]):
-    text = """
-        import pytest
-
-        @pytest.fixture
-        def broken_setup(anchor_session):
-            anchor_session()
-            raise ValueError
-
-        @pytest.fixture
-        def broken_teardown(anchor_session):
-            yield anchor_session()
-            raise ValueError
-
-        def test_passes(anchor_session): anchor_session().end()
-        def test_fails(anchor_session): anchor_session(); assert False
-        def test_skips(anchor_session): anchor_session(); pytest.skip()
-        @pytest.mark.xfail
-        def test_xfails(anchor_session): anchor_session(); assert False
-        @pytest.mark.xfail
-        def test_xpasses(anchor_session): anchor_session()
-        @pytest.mark.xfail(strict=True)
-        def test_is_strict(anchor_session): anchor_session()
-        def test_setup(broken_setup): pass
-        def test_teardown(broken_teardown): pass
-        def test_both(broken_teardown): assert False
-        def test_none(anchor_session): pass
-    """
     outcomes = {
         "passes": "passed",
         "fails": "failed",
@@ -95,7 +87,7 @@ def test_every_outcome_is_on_record(tested: Callable[..., object]):
         "both": "failed",
     }
     expected = [(f"test_{name}", [(f"test_{name}", outcome, 0)]) for name, outcome in outcomes.items()]
-    assert tested(textwrap.dedent(text)) == expected
+    assert tested(ENDS) == expected
 
 
 WIDER = """

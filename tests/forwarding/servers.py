@@ -8,13 +8,13 @@ import hashlib
 import socket
 import ssl
 import struct
-import subprocess
 import tempfile
 import threading
 import zlib
 from pathlib import Path
 
 from aiohttp import WSMsgType, web
+from certificates import make_certificate
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
@@ -106,13 +106,7 @@ class Servers:
 
     def start_https(self) -> str:
         with tempfile.TemporaryDirectory() as folder:
-            key, certificate = Path(folder, "key"), Path(folder, "certificate")
-            subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-            kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-            command = ["openssl", "req", "-x509", *kind, "-keyout", str(key), "-out", str(certificate), *subject]
-            subprocess.run(command, check=True, capture_output=True, timeout=20)
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate, key)
+            _, context = make_certificate(Path(folder))
         return f"https://localhost:{self.start(context=context)}"
 
     def stop(self, port: int) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -43,7 +44,8 @@ class RealServer:
 
     def __init__(self, program: str, folder: Path, *options: str) -> None:
         folder.mkdir(exist_ok=True)
-        self.path = f"{folder}/s"
+        self._short = tempfile.mkdtemp(prefix="par-", dir="/tmp")  # as the path of a socket must be
+        self.path = f"{self._short}/s"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -94,52 +96,7 @@ class RealServer:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-
-
-class TlsProxy:
-    """What answers by TLS for a server that does not."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self.certificate = folder / "certificate.pem"
-        key = folder / "key.pem"
-        command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-        names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(self.certificate)]
-        subprocess.run([*command.split(), *names], check=True, capture_output=True)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.certificate, key)
-        self._target = port
-        self._context = context
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                plain, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(plain,), daemon=True).start()
-
-    def _serve(self, plain: socket.socket) -> None:
-        with (
-            suppress(OSError),
-            self._context.wrap_socket(plain, server_side=True) as secure,
-            socket.create_connection(("127.0.0.1", self._target)) as target,
-        ):
-            threading.Thread(target=_pump, args=(target, secure), daemon=True).start()
-            _pump(secure, target)
-
-    def __enter__(self) -> TlsProxy:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.close()
-
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
+        shutil.rmtree(self._short)
 
 
 class TcpRoute:
@@ -175,9 +132,16 @@ class TcpRoute:
 
     def _serve(self, near: socket.socket) -> None:
         self._is_open.wait()
-        with near, suppress(OSError), socket.create_connection(("127.0.0.1", self._target)) as far:
-            threading.Thread(target=self._carry, args=(far, near), daemon=True).start()
-            self._carry(near, far)
+        with (
+            suppress(OSError),
+            self._greet(near) as greeted,
+            socket.create_connection(("127.0.0.1", self._target)) as far,
+        ):
+            threading.Thread(target=self._carry, args=(far, greeted), daemon=True).start()
+            self._carry(greeted, far)
+
+    def _greet(self, near: socket.socket) -> socket.socket:
+        return near
 
     def _carry(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
@@ -186,3 +150,14 @@ class TcpRoute:
                 sink.sendall(data)
         with suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
+
+
+class TlsRoute(TcpRoute):
+    """A way by TLS to a server that does not speak it."""
+
+    def __init__(self, port: int, context: ssl.SSLContext) -> None:
+        self._context = context
+        super().__init__(port)
+
+    def _greet(self, near: socket.socket) -> socket.socket:
+        return self._context.wrap_socket(near, server_side=True)

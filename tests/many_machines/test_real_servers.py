@@ -3,10 +3,12 @@
 import importlib.util
 import shutil
 import time
+from contextlib import closing
 
 import pytest
+from certificates import make_certificate
 from limited_owners import BUSY, begin, wait_for
-from redis_servers import MISSING, RealServer, TlsProxy, find_program
+from redis_servers import MISSING, RealServer, TlsRoute, find_program
 from shared_runs import Machines
 
 from pytest_anchor.budget import redis_server, shared_store
@@ -126,15 +128,16 @@ def test_a_password_and_a_user_who_may_not_do_all(program, tmp_path):
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl to make a certificate with")
 def test_tls_with_a_password(program, tmp_path):
+    certificate, context = make_certificate(tmp_path)
     with (
         RealServer(program, tmp_path / "r", "--requirepass", "s3cret") as real,
-        TlsProxy(tmp_path, real.port) as proxy,
+        closing(TlsRoute(real.port, context)) as route,
     ):
-        url = f"rediss://:s3cret@localhost:{proxy.port}/0"
-        trusted = RedisServer(f"{url}?ssl_ca_certs={proxy.certificate}", KEY)
+        url = f"rediss://:s3cret@localhost:{route.port}/0"
+        trusted = RedisServer(f"{url}?ssl_ca_certs={certificate}", KEY)
         assert trusted.replace(b"", b"x" * 50)
         assert trusted.read().value == b"x" * 50
-        elsewhere = f"rediss://:s3cret@127.0.0.1:{proxy.port}/0?ssl_ca_certs={proxy.certificate}"
+        elsewhere = f"rediss://:s3cret@127.0.0.1:{route.port}/0?ssl_ca_certs={certificate}"
         for untrusted in (url, elsewhere):
             with pytest.raises(ServerError, match="(?i)certificate") as caught:
                 RedisServer(untrusted, KEY).read()

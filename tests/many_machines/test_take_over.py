@@ -17,6 +17,7 @@ from pytest_anchor.broker.owner import Owner, Request
 from pytest_anchor.broker.sharing import Sharing
 from pytest_anchor.budget import leases, shared_store
 from pytest_anchor.budget.shared_store import unseal
+from pytest_anchor.errors import AnchorAPIError
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.tags import Sign, new_nonce, new_tag, nonce_of, run_tag, sign_of, with_sign
 
@@ -233,13 +234,13 @@ def test_a_run_that_comes_back_while_its_sessions_are_listed_keeps_them(start, s
         wait_for(lambda: "run-5" in other.sees().leases)
         return found
 
-    monkeypatch.setattr(other.sharing, "_listed", slowly)
-    monkeypatch.setattr(back.sharing, "_show_life", lambda: None)  # it had stood still
-    back.route.is_cut = True
-    assert listing.wait(BUSY)
-    back.route.is_cut = False
-    wait_for(lambda: back.store.joins == 2)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(other.sharing, "_listed", slowly)
+        patch.setattr(back.sharing, "_show_life", lambda: None)  # it had stood still
+        back.route.is_cut = True
+        assert listing.wait(BUSY)
+        back.route.is_cut = False
+        wait_for(lambda: back.store.joins == 2)
     time.sleep(LEASE)
     assert back.alive() == [session]
     assert any("took it for" in line for line in back.summary)
@@ -304,6 +305,6 @@ def test_the_tag_by_which_a_run_shows_that_it_lives():
 
 
 def test_an_odd_id_is_never_part_of_a_url(server, api):
-    with pytest.raises(Exception, match="not a session id"):
+    with pytest.raises(AnchorAPIError, match="not a session id"):
         api.set_tags("all", ["x"], deadline=time.monotonic() + 5)
     assert server.requests == []

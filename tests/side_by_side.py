@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import traceback
 from collections.abc import Callable, Iterable
@@ -15,6 +16,14 @@ Answer = TypeVar("Answer")
 
 # Who starts a process takes a core for it: all at once, none would meet its deadlines.
 starting = threading.Semaphore(2)
+
+
+def random_seeds(count: int, at_once: int) -> pytest.MarkDecorator:
+    """Give a test seeds, as many as are to run at once; CHAOS_RUNS and CHAOS_SEED have others than the first *count*."""
+    first = int(os.environ.get("CHAOS_SEED", "1"))
+    end = first + int(os.environ.get("CHAOS_RUNS", count))
+    batches = [range(seed, min(seed + at_once, end)) for seed in range(first, end, at_once)]
+    return pytest.mark.parametrize("seeds", batches, ids=lambda seeds: f"seeds {seeds[0]} to {seeds[-1]}")
 
 
 def side_by_side(work: Callable[[Case], Answer], cases: Iterable[Case], at_once: int) -> list[Answer]:

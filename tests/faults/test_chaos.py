@@ -18,14 +18,12 @@ import pytest
 from fault_server import FaultServer
 from processes import children
 from real_runs import DEADLINE, Suite, until
-from side_by_side import side_by_side, starting
+from side_by_side import random_seeds, side_by_side, starting
 
 from pytest_anchor.registry.locks import is_live
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
-RUNS = int(os.environ.get("CHAOS_RUNS", "6"))
-SEED = int(os.environ.get("CHAOS_SEED", "1"))
 AT_ONCE = 3
 QUIET_WITHIN = 90.0  # seconds
 
@@ -163,10 +161,6 @@ def check(suite: Suite, process: subprocess.Popen[str], planned: Attack | None) 
         raise AssertionError(f"{error}\n{planned}\n{server.requests}\n{run.out}\n{run.err}") from None
 
 
-@pytest.mark.parametrize(
-    "seeds",
-    [range(SEED + first, SEED + min(first + AT_ONCE, RUNS)) for first in range(0, RUNS, AT_ONCE)],
-    ids=lambda seeds: f"seeds {seeds[0]} to {seeds[-1]}",
-)
+@random_seeds(6, AT_ONCE)
 def test_nothing_survives_chaos(tmp_path: Path, seeds: range):
     side_by_side(lambda seed: run_case(seed, tmp_path), seeds, AT_ONCE)

@@ -20,15 +20,13 @@ import pytest
 from fault_server import FaultServer
 from real_runs import Suite, until
 from redis_servers import RealServer, TcpRoute, any_program
-from side_by_side import side_by_side, starting
+from side_by_side import random_seeds, side_by_side, starting
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("redis") is None, reason="redis-py is not installed"),
 ]
 
-RUNS = int(os.environ.get("CHAOS_RUNS", "3"))
-SEED = int(os.environ.get("CHAOS_SEED", "1"))
 AT_ONCE = 3
 LEASE = 4.0  # seconds
 QUIET_WITHIN = 60.0  # seconds
@@ -145,6 +143,7 @@ class Case:
         for machine in others:
             until(lambda machine=machine: machine.process.poll() is not None, QUIET_WITHIN)
         until(lambda: not any(machine.alive() for machine in others), QUIET_WITHIN)
+        assert len(survivor.alive()) == 1, "the survivor's session was ended"
         (survivor.suite.folder / "go").touch()
         until(lambda: survivor.process.poll() is not None, QUIET_WITHIN)
         until(lambda: not any(machine.alive() for machine in self.machines), QUIET_WITHIN)
@@ -242,10 +241,6 @@ def run_case(seed: int, parent: Path) -> None:
                 machine.route.close()
 
 
-@pytest.mark.parametrize(
-    "seeds",
-    [range(SEED + first, SEED + min(first + AT_ONCE, RUNS)) for first in range(0, RUNS, AT_ONCE)],
-    ids=lambda seeds: f"seeds {seeds[0]} to {seeds[-1]}",
-)
+@random_seeds(3, AT_ONCE)
 def test_no_session_is_left_and_none_of_a_living_run_is_ended(tmp_path: Path, seeds: range):
     side_by_side(lambda seed: run_case(seed, tmp_path), seeds, AT_ONCE)

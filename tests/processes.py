@@ -123,8 +123,12 @@ def stop(pid: int) -> None:
     """Stop a process, and wait until none of its threads runs: the signal alone takes a moment."""
     os.kill(pid, signal.SIGSTOP)
     deadline = time.monotonic() + PATIENCE
-    while any("\nState:\tT" not in (task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()):
+    runs = True
+    while runs:
         assert time.monotonic() < deadline, f"process {pid} does not stop"
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread ends just now
+            tasks = Path(f"/proc/{pid}/task").iterdir()
+            runs = any("\nState:\tT" not in (task / "status").read_text() for task in tasks)
         time.sleep(0.001)
 
 

@@ -64,6 +64,7 @@ def find_broker():
 # For the text of a test as well: stop a process.
 STOP = f"""
 import os, signal, time
+from contextlib import suppress
 from pathlib import Path
 PATIENCE = {processes.PATIENCE}
 {inspect.getsource(processes.stop)}

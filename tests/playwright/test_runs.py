@@ -65,7 +65,8 @@ def test_reruns_repeats_and_the_end_by_a_failure(suite: Suite):
     assert run.outcomes == {"passed": 3, "failed": 1, "rerun": 1}, run.out
 
 
-def test_sessions_ahead_and_ends_behind(suite: Suite):
+@pytest.mark.parametrize(("mode", "sessions", "taken"), [("worker", 1, 0), ("test", 4, 3)])
+def test_sessions_ahead_and_ends_behind(suite: Suite, mode: str, sessions: int, taken: int):
     suite.write("""
         import time
         from pathlib import Path
@@ -81,7 +82,7 @@ def test_sessions_ahead_and_ends_behind(suite: Suite):
             print("taken:", journal.read_text().count('"taken"'))
     """)
     before = len(suite.listed)
-    run = suite.run("test", "--anchor-prefetch", "2", "--anchor-end", "background", "--headed", "-rP")
+    run = suite.run(mode, "--anchor-prefetch", "2", "--anchor-end", "background", "--headed", "-rP")
     assert run.outcomes == {"passed": 5}, run.out
-    assert len(suite.listed) - before == 4
-    assert "taken: 3" in run.out
+    assert len(suite.listed) - before == sessions
+    assert f"taken: {taken}\n" in run.out

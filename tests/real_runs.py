@@ -262,6 +262,11 @@ class Suite:
         return processes_in(self.folder)
 
     @property
+    def broker(self) -> int | None:
+        """The pid of the broker of a run that goes on."""
+        return next((pid for pid, command in self.processes.items() if "pytest_anchor.broker" in command), None)
+
+    @property
     def states(self) -> list[State]:
         """What the runs on record have written down."""
         return [Journal(folder).read() for folder in self.runs]

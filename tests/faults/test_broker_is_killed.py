@@ -40,11 +40,7 @@ DIED = "the broker, the process that keeps this run's sessions, died while it wa
 
 def find_broker(suite: Suite) -> int:
     """The pid of the broker of the one run that goes on."""
-
-    def find() -> int:
-        return next((pid for pid, command in suite.processes.items() if "pytest_anchor.broker" in command), 0)
-
-    return until(find)
+    return until(lambda: suite.broker)
 
 
 def kill_broker(suite: Suite) -> int:

@@ -79,12 +79,9 @@ class Machine:
             self.process = self.suite.start("-p", "no:cacheprovider", *shared, *patience, reaper=True)
             until((self.suite.folder / "created").exists, QUIET_WITHIN)
 
-    def broker(self) -> int | None:
-        return next((pid for pid, line in self.suite.processes.items() if "pytest_anchor.broker" in line), None)
-
     def signal_broker(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
-            if pid := self.broker():
+            if pid := self.suite.broker:
                 os.kill(pid, number)
 
     def vanish(self) -> None:

@@ -81,7 +81,7 @@ def go(suite):
 
 
 def pid_of_broker(suite):
-    return until(lambda: next((pid for pid, line in suite.processes.items() if "pytest_anchor.broker" in line), None))
+    return until(lambda: suite.broker)
 
 
 def mine(suite, server):

@@ -9,7 +9,7 @@ from pytest_anchor.budget.admission import Limits
 from pytest_anchor.budget.file_store import FileStore
 from pytest_anchor.budget.holders import SlotHolders
 from pytest_anchor.budget.leases import Member
-from pytest_anchor.budget.shared_store import SharedStore, unseal
+from pytest_anchor.budget.shared_store import SharedStore, verified
 from pytest_anchor.budget.state import State
 from pytest_anchor.registry.journal import Run
 
@@ -44,7 +44,7 @@ class Machines:
 
     @property
     def state(self) -> State:
-        return unseal(self.server.value, sign)
+        return verified(self.server.value, sign)
 
     def close(self) -> None:
         for store in self.stores.values():

@@ -161,12 +161,12 @@ def test_the_key_is_in_no_frame_when_the_connection_fails(quick):
     assert not [text for text in frames(caught.value) if KEY in text]
 
 
-# seals
+# signatures
 
 
 def test_a_seal_depends_on_the_key_the_base_url_and_every_word():
     api = AnchorAPI("https://a.example", KEY)
-    seals = [
+    signatures = [
         api.sign("inv-1", "id"),
         api.sign("inv-1", "id2"),
         api.sign("inv-2", "id"),
@@ -176,9 +176,9 @@ def test_a_seal_depends_on_the_key_the_base_url_and_every_word():
         AnchorAPI("https://a.example", KEY + "x").sign("inv-1", "id"),
         AnchorAPI("https://a.example/x", KEY).sign("inv-1", "id"),
     ]
-    assert len(set(seals)) == len(seals)
-    assert AnchorAPI("https://a.example", KEY).sign("inv-1", "id") == seals[0]
-    assert all(re.fullmatch("[0-9a-f]{32}", seal) for seal in seals)
+    assert len(set(signatures)) == len(signatures)
+    assert AnchorAPI("https://a.example", KEY).sign("inv-1", "id") == signatures[0]
+    assert all(re.fullmatch("[0-9a-f]{32}", signature) for signature in signatures)
     assert AnchorAPI("https://b.example", KEY).fingerprint == api.fingerprint != AnchorAPI("", "x").fingerprint
 
 

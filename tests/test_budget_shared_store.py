@@ -11,7 +11,7 @@ from shared_runs import Machines, sign
 
 from pytest_anchor.budget import leases, redis_server, rules, shared_store
 from pytest_anchor.budget.redis_server import HEADER, ServerError
-from pytest_anchor.budget.shared_store import hide, seal
+from pytest_anchor.budget.shared_store import hide, signed
 from pytest_anchor.budget.state import Slot, State, Vanished
 from pytest_anchor.errors import AnchorLimitError, Limit
 
@@ -265,7 +265,7 @@ def test_a_server_that_falls_back_to_an_earlier_state_is_told_what_it_has_lost(m
 def test_a_state_that_another_key_has_sealed_is_not_believed(machines, server):
     now = time.time()
     forged = State(slots={"x": Slot("a", "main")}, until=now + 100, set_at=now, touched=now)
-    server.value = seal(forged, lambda *words: sign("another key", *words))
+    server.value = signed(forged, lambda *words: sign("another key", *words))
     begin(machines.limits("a", cap=1, timeout=2), "a-1")
     assert held(machines) == ["a"]
 
@@ -339,7 +339,7 @@ def test_an_earlier_state_does_not_say_who_has_vanished(machines, server):
     now = time.time()
     taken = {"b": Vanished(gone, now - 1000.0, "a")}
     kept = {run: lease for run, lease in machines.state.leases.items() if run == "a"}
-    earlier = seal(machines.state._replace(vanished=taken, leases=kept, touched=now), sign)
+    earlier = signed(machines.state._replace(vanished=taken, leases=kept, touched=now), sign)
     begin(machines.limits("a", cap=1), "a-1")
     server.value = earlier
     assert not one.update(partial(leases.confirm, run="a", taken="b"))
@@ -395,7 +395,7 @@ def test_who_has_stood_still_for_longer_than_its_lease_knows_before_its_next_cre
     assert not limits.is_current
     state, now = machines.state, time.time() + later
     gone = {"a": Vanished(state.leases["a"], now, "b")}
-    server.value = seal(state._replace(slots={}, leases={"b": state.leases["b"]}, vanished=gone, touched=now), sign)
+    server.value = signed(state._replace(slots={}, leases={"b": state.leases["b"]}, vanished=gone, touched=now), sign)
     begin(machines.limits("b", cap=1), "b-1")
     with pytest.raises(AnchorLimitError):
         limits.timeout = 0.5
@@ -429,7 +429,7 @@ def machines_local(machines):
 
 
 def test_the_header_is_another_for_each_value():
-    values = {seal(State(touched=float(moment)), sign)[:HEADER] for moment in range(100)}
+    values = {signed(State(touched=float(moment)), sign)[:HEADER] for moment in range(100)}
     assert len(values) == 100
 
 

@@ -16,7 +16,7 @@ from pytest_anchor.budget.admission import Limits
 from pytest_anchor.budget.file_store import FileStore
 from pytest_anchor.budget.holders import SlotHolders
 from pytest_anchor.budget.redis_server import ServerError
-from pytest_anchor.budget.shared_store import seal
+from pytest_anchor.budget.shared_store import signed
 from pytest_anchor.budget.state import Lease, QueueEntry, Slot, State
 from pytest_anchor.cli import limits as limits_module
 from pytest_anchor.errors import Limit
@@ -76,7 +76,7 @@ SHARED = State(
 @pytest.fixture
 def shared(environment, server, monkeypatch):
     memory = MemoryServer(ahead=1010.0 - time.time())
-    memory.value = seal(SHARED, AnchorAPI(server.url, KEY).sign)
+    memory.value = signed(SHARED, AnchorAPI(server.url, KEY).sign)
     asked = []
     monkeypatch.setattr(limits_module, "RedisServer", lambda url, key: asked.append((url, key)) or memory)
     memory.asked = asked
@@ -105,7 +105,7 @@ def test_a_run_that_vanished_is_shown_as_such(shared, server, capsys):
     for moment in (1015.0, 1020.0, 1025.0, 1030.0, 1035.0, 1060.0):
         state, _ = leases.renew(state._replace(touched=moment), moment, leases.Member("a", "ci-7", "h", "3", 30.0), 1)
     state, _ = leases.take_over(state, 1060.0, "a")
-    shared.value = seal(state, AnchorAPI(server.url, KEY).sign)
+    shared.value = signed(state, AnchorAPI(server.url, KEY).sign)
     assert main(["limits", "--json", "--shared-limits", "redis://h"]) == 0
     assert [row["state"] for row in told(capsys)["runs"]] == ["lives", "vanished, taken over by a"]
 

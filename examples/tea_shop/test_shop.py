@@ -33,6 +33,7 @@ def test_basket_shows_the_total(page: Page, tea: str, bags: int, total: str) -> 
 
 def test_each_visitor_has_a_basket(page: Page, new_context: Callable[[], BrowserContext]) -> None:
     add(page, "Assam", 2)
+    expect(page.get_by_label("Your basket")).to_have_text("€ 9.00")
     page.reload()
     expect(page.get_by_label("Your basket")).to_have_text("€ 9.00")
 

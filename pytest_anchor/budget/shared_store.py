@@ -50,14 +50,14 @@ def hide(nonce: str) -> str:
     return nonce if nonce.startswith(_HIDDEN) else f"{_HIDDEN}{sha256(nonce.encode()).hexdigest()[:32]}"
 
 
-def seal(state: State, sign: Callable[..., str]) -> bytes:
+def signed(state: State, sign: Callable[..., str]) -> bytes:
     """The value for the server: only who has the account's key can make it."""
     text = dump(state)
     return sign("limits", text.decode()).encode() + text
 
 
-def unseal(value: bytes, sign: Callable[..., str]) -> State:
-    """The state that :func:`seal` put into *value*; an empty one for anything else."""
+def verified(value: bytes, sign: Callable[..., str]) -> State:
+    """The state that :func:`signed` put into *value*; an empty one for anything else."""
     signature, text = value[:HEADER], value[HEADER:]
     try:
         expected = sign("limits", text.decode()).encode()
@@ -267,7 +267,7 @@ class SharedStore:
         for attempt in range(ATTEMPTS):
             sent = boot_time()
             value, now = self._server.read()
-            stored = self._reveal(unseal(value, self._sign))
+            stored = self._reveal(verified(value, self._sign))
             has_lost = self._has_lost(stored)
             state = leases.restore(stored, now, self._known) if has_lost else stored
             state, presence = leases.renew(state, now, self.member, self.joins)
@@ -321,7 +321,7 @@ class SharedStore:
             slots={hide(nonce): slot for nonce, slot in state.slots.items()},
             queue=tuple(entry._replace(test=entry.test[:MAX_TEST]) for entry in state.queue),
         )
-        return self._server.replace(before, seal(hidden, self._sign))
+        return self._server.replace(before, signed(hidden, self._sign))
 
     def _reveal(self, state: State) -> State:
         return state._replace(slots={self._names.get(name, name): slot for name, slot in state.slots.items()})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..budget import rules
 from ..budget.file_store import FileStore
 from ..budget.redis_server import RedisServer, ServerError, without_password
-from ..budget.shared_store import account_key, unseal
+from ..budget.shared_store import account_key, verified
 from ..errors import AnchorError, printable
 from ..registry.locks import is_live
 from ..reporting.progress import write
@@ -80,7 +80,7 @@ def _server(url: str, api: AnchorAPI) -> tuple[Callable[[], tuple[State, float]]
             raise AnchorError(
                 f"the limits cannot be read from {where}: {error}. Runs go on by their own limits meanwhile."
             ) from error
-        return unseal(value, api.sign), now
+        return verified(value, api.sign), now
 
     return read, where
 

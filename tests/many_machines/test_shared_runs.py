@@ -14,7 +14,7 @@ from redis_servers import RealServer, any_program
 
 from pytest_anchor.api import AnchorAPI
 from pytest_anchor.budget.redis_server import RedisServer
-from pytest_anchor.budget.shared_store import account_key, unseal
+from pytest_anchor.budget.shared_store import account_key, verified
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,7 +36,7 @@ class Fleet:
 
     @property
     def state(self):
-        return unseal(self._store.read().value, self._api.sign)
+        return verified(self._store.read().value, self._api.sign)
 
     def machine(self, name: str) -> Suite:
         folder = self._folder / name

@@ -16,7 +16,7 @@ from pytest_anchor.broker import sharing as sharing_module
 from pytest_anchor.broker.owner import Owner, Request
 from pytest_anchor.broker.sharing import Sharing
 from pytest_anchor.budget import leases, shared_store
-from pytest_anchor.budget.shared_store import unseal
+from pytest_anchor.budget.shared_store import verified
 from pytest_anchor.errors import AnchorAPIError
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.tags import Sign, new_nonce, new_tag, nonce_of, run_tag, sign_of, with_sign
@@ -88,7 +88,7 @@ def start(tmp_path, server, quick, monkeypatch):
         route = Route(store)
         machine = Machine(name, tmp_path, store, server)
         machine.route = route
-        machine.sees = lambda: unseal(store.value, machine.api.sign)
+        machine.sees = lambda: verified(store.value, machine.api.sign)
         machines.append(machine)
         wait_for(lambda: machine.store.is_joined)
         return machine

@@ -542,6 +542,23 @@ def test_a_process_that_dies_with_its_connection_open_leaves_nothing(server, ser
 # the reaper: the broker, once the last process of the run is gone
 
 
+def test_the_last_process_gets_the_answer_to_its_goodbye(served, monkeypatch):
+    send, alive = module.Connection.send, []
+
+    def send_late(connection, message):
+        if message == {}:
+            time.sleep(0.3)
+            alive.append(served.thread.is_alive())
+        send(connection, message)
+
+    served.connect()
+    monkeypatch.setattr(module.Connection, "send", send_late)
+    served.leave("main")
+    assert alive == [True], "the broker has gone before"
+    served.thread.join(DEADLINE)
+    assert not served.thread.is_alive()
+
+
 @pytest.fixture
 def reaping(serve, monkeypatch):
     """A broker that reaps, without the pauses of hours to come."""

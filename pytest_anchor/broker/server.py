@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ..configuration import Wanted
@@ -22,13 +22,13 @@ from .owner import CancelledError, Request
 from .processes import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ..settings import Settings
     from .owner import Session
 
 NOTE_INTERVAL = 30.0  # seconds between notes on what a process's creations wait for
-WITHDRAW_TIMEOUT = 1.0  # seconds in which what still waits gives up its place in the queue
+WITHDRAW_TIMEOUT = 1.0  # seconds in which what still waits gives up its place in the queue, or gets its answer
 REACHABLE_INTERVAL = 0.5  # seconds between looks at the socket's path, until a first process has connected
 MAX_MESSAGE = 16 << 20  # bytes; a session's configuration has a few thousand
 
@@ -42,7 +42,8 @@ class Server:
     def __init__(self, settings: Settings, listener: socket.socket, generation: int, identity: list[int]) -> None:
         self._listener = listener
         self._identity = identity
-        self._creating: set[threading.Thread] = set()  # that see to a creation
+        self._answering = 0  # creations and goodbyes
+        self._answered = threading.Condition()
         self._folder = f"{settings.socket_folder}/{generation}"
         self._woken, self._waker = socket.socketpair()
         self._broker = Broker(settings, self._waker.close)
@@ -67,9 +68,8 @@ class Server:
         # A process that has connected too late finds the connection closed, and starts another broker.
         self._listener.close()
         self._woken.close()
-        deadline = time.monotonic() + WITHDRAW_TIMEOUT
-        for thread in list(self._creating):
-            thread.join(max(deadline - time.monotonic(), 0.0))
+        with self._answered:
+            self._answered.wait_for(lambda: not self._answering, WITHDRAW_TIMEOUT)
         self._broker.close()
         if self._is_reachable:  # else another broker has its folder in that place by now, or nothing is there
             with suppress(OSError):
@@ -103,15 +103,25 @@ class Server:
                 return
             peer.send({"ready": True})
             while (message := peer.receive()) is not None:
-                if message.get("verb") == "create":
-                    self._creating.add(threading.current_thread())
-                answer = self._answer(process, peer, message)
-                self._creating.discard(threading.current_thread())
+                is_creation = message.get("verb") == "create"
                 try:
-                    peer.send(answer)
+                    with self._held(is_creation or message.get("verb") == "goodbye"):
+                        peer.send(self._answer(process, peer, message))
                 finally:
-                    if message.get("verb") == "create":
+                    if is_creation:
                         self._confirm(process, peer)
+
+    @contextmanager
+    def _held(self, is_held: bool) -> Iterator[None]:  # noqa: FBT001
+        """Keep the broker from leaving, for a moment, while it answers what its last process waits for."""
+        with self._answered:
+            self._answering += is_held
+        try:
+            yield
+        finally:
+            with self._answered:
+                self._answering -= is_held
+                self._answered.notify_all()
 
     def _answer(self, process: Process, peer: Connection, message: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -33,7 +33,7 @@ test: setup
 # Without the tests that need real processes or a browser; tests=… chooses among them.
 tests := tests/test_*.py
 fast: .venv/demo
-	$(bin)/pytest -n 2 -m 'not slow' $(tests)
+	$(bin)/pytest -n 4 -m 'not slow' $(tests)
 
 # The same tests, which take longer so.
 coverage: setup

@@ -27,7 +27,7 @@ def tests(session: nox.Session, pytest: str) -> None:
 def fast(session: nox.Session, pytest: str) -> None:
     """Run the tests that need neither a browser nor the official SDK, which are long to install."""
     session.install("--editable", ".[test-fast]", "pytest==8.0.*" if pytest == "oldest" else "pytest>8.0")
-    session.run("pytest", "-n", "2", "-m", "not slow", *map(str, Path("tests").glob("test_*.py")))
+    session.run("pytest", "-n", "4", "-m", "not slow", *map(str, Path("tests").glob("test_*.py")))
 
 
 @nox.session

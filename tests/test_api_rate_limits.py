@@ -100,7 +100,7 @@ def test_without_the_answers_date_this_machines_clock_tells(date):
 def test_a_policy(header, policy):
     before = time.monotonic()
     assert parse_limit({"RateLimit-Policy": header}) == Limit(None, *policy)
-    assert time.monotonic() - before < 2
+    assert time.monotonic() - before < 8
 
 
 def test_no_header_raises():

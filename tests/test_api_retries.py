@@ -91,7 +91,7 @@ def test_retry_after_is_waited_for_but_not_for_ever(server, api, code, value, mo
     server.fail("DELETE", fs.status(code, Retry_After=value()))
     before = time.monotonic()
     api.end(server.add(), TAG, deadline=later())
-    assert 0.15 <= time.monotonic() - before < 3
+    assert 0.15 <= time.monotonic() - before < 10
 
 
 @pytest.mark.parametrize(
@@ -109,14 +109,14 @@ def test_retry_after_in_seconds(server, api):
     server.fail("GET", fs.status(429, Retry_After="1"))
     before = time.monotonic()
     api.sessions_with_tag(TAG, deadline=later())
-    assert 1 <= time.monotonic() - before < 4
+    assert 1 <= time.monotonic() - before < 10
 
 
 def test_retries_back_off(server):
     server.fail("GET", *[fs.status(500)] * 2)
     before = time.monotonic()
     AnchorAPI(server.url, KEY).sessions_with_tag(TAG, deadline=later())
-    assert 0.4 <= time.monotonic() - before < 4
+    assert 0.4 <= time.monotonic() - before < 10
 
 
 def test_nothing_is_waited_for_past_the_deadline(server, api):

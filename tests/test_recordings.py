@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,7 +58,8 @@ def finish(recordings: Recordings) -> list[tuple[str, bool]]:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(one.name for one in folder.glob("*/*"))
+    """The names of what is in the folder's folders, one of which may just be removed."""
+    return sorted(name for parent, _, names in os.walk(folder) if Path(parent) != folder for name in names)
 
 
 def test_a_recording_is_kept_and_on_record(make, over, server: FaultServer, folder: Path):
@@ -115,11 +117,11 @@ def test_a_bad_answer_is_a_line_and_leaves_nothing(make, over, server: FaultServ
     before = time.monotonic()
     recordings.fetch([over()])
     ((text, is_trouble),) = finish(recordings)
-    assert time.monotonic() - before < 3.0
+    assert time.monotonic() - before < 10
     assert text.startswith("0 of 1 recording kept in results; of the others: ")
     assert words in text
     assert is_trouble
-    assert files(folder) == []
+    until(lambda: not files(folder), 5)
 
 
 def test_an_api_that_fails_is_not_waited_for_to_the_end(

@@ -410,7 +410,7 @@ def test_the_api_may_be_gone(run, quick):
     run.append("created", "inv-1", id="abc", signature=api.sign("inv-1", "abc"))
     problem, took = swept(api, run, timeout=0.5)
     assert problem is not None
-    assert took < 3
+    assert took < 8
     assert states(run) == {"inv-1": "open"}
 
 

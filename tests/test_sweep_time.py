@@ -184,10 +184,10 @@ def test_while_the_api_asks_to_wait_nothing_is_sent(server, api, run):
         server.fail_always(method, fs.status(429, Retry_After="30"))
     journal = run.folder / "journal.jsonl"
     size = len(journal.read_bytes().splitlines())
-    problem, took = swept(api, run, timeout=4)
+    problem, took = swept(api, run, timeout=20)
     assert len(server.requests) <= SWEEP_AT_ONCE
     assert problem.status == 429
-    assert took < 3  # nothing can change any more
+    assert took < 12  # nothing can change any more
     left = run.read().records.values()
     assert all(record.open and record.error["status"] == 429 for record in left)
     assert len(journal.read_bytes().splitlines()) <= size + 40

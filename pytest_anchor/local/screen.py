@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .chromium import Chromium
 
 _ENOUGH = 2  # pictures of one screencast
+_FIRST = 0.5  # seconds within which it gives one
 _BREATH = 0.05  # seconds; a page may change its title all the time
 _LOOK_AGAIN = 0.5  # seconds; Chromium reports new and closed pages at once, but not which one is in front
 
@@ -188,6 +189,7 @@ class Screen:
         # Chromium sends three pictures and then waits to be told that they have arrived, and what it
         # skips meanwhile it never sends: the last change could stay unseen. To begin anew gives the
         # page as it is, and pictures of its next changes. Before a second one, none can be skipped.
+        # A page that has just been opened may give none at all.
         last = ""
         while True:
             try:
@@ -196,7 +198,7 @@ class Screen:
                 await self._call("Page.stopScreencast")
                 await self._call("Page.startScreencast", **self._format)
                 while self._count < _ENOUGH:
-                    await self._drawn.wait()
+                    await asyncio.wait_for(self._drawn.wait(), None if self._count else _FIRST)
                     self._drawn.clear()
                     newest = self._newest
                     if newest["data"] != last:
@@ -205,7 +207,7 @@ class Screen:
                     await asyncio.sleep(self._interval)
             except ClosedError:
                 return
-            except CDPError:  # it changes its process, or has crashed
+            except (CDPError, asyncio.TimeoutError):  # it changes its process, has crashed, or gave no picture
                 await asyncio.sleep(_LOOK_AGAIN)
 
 

@@ -74,6 +74,7 @@ def test_a_session_is_recorded(chromium: Backend, playwright: Playwright):
     )
     browser = playwright.chromium.connect_over_cdp(made["cdp_url"])
     page = browser.contexts[0].pages[0]
+    until(lambda: is_kept(chromium, "white"), every=0.1)
     began = time.monotonic()
     for colour, name in (("red", "red"), ("lime", "green")):
         page.set_content(f"<body style='background: {colour}'>")

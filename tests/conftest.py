@@ -1,4 +1,5 @@
 import faulthandler
+import gc
 import os
 import posix
 import shutil
@@ -61,6 +62,13 @@ def pytest_configure(config: pytest.Config) -> None:
         # Playwright's driver starts faster with what Node has compiled once.
         if (cache := getattr(config, "cache", None)) is not None:
             os.environ["NODE_COMPILE_CACHE"] = str(cache.mkdir("node"))
+
+
+@pytest.hookimpl
+def pytest_collection_finish() -> None:
+    """Have nobody look for garbage among all these tests: each run of pytest in this process looks five times."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)

@@ -111,6 +111,7 @@ class Relay:
 
     def close(self) -> None:
         async def stop() -> None:
+            await asyncio.sleep(0.01)  # what is accepted becomes a connection, as it cannot once its server is closed
             self._server.close()
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
             for task in tasks:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .chromium import Chromium
 
 _ENOUGH = 2  # pictures of one screencast
-_FIRST = 0.5  # seconds within which it gives one
+_SILENCE = 1.0  # seconds without a picture after which it is begun anew
 _BREATH = 0.05  # seconds; a page may change its title all the time
 _LOOK_AGAIN = 0.5  # seconds; Chromium reports new and closed pages at once, but not which one is in front
 
@@ -35,7 +35,7 @@ class Frame:
 class Screen:
     """Watches one Chromium; subclasses say what becomes of what is seen.
 
-    A page that does not change costs nothing.
+    A page that does not change is drawn once a second, and that picture is not passed on.
 
     :param interval: seconds between two pictures.
     :param quality: that of the JPEGs, from 0 to 100.
@@ -189,7 +189,7 @@ class Screen:
         # Chromium sends three pictures and then waits to be told that they have arrived, and what it
         # skips meanwhile it never sends: the last change could stay unseen. To begin anew gives the
         # page as it is, and pictures of its next changes. Before a second one, none can be skipped.
-        # A page that has just been opened may give none at all.
+        # A page that was just opened may give none at all, and one that changes its size not the last one.
         last = ""
         while True:
             try:
@@ -198,7 +198,7 @@ class Screen:
                 await self._call("Page.stopScreencast")
                 await self._call("Page.startScreencast", **self._format)
                 while self._count < _ENOUGH:
-                    await asyncio.wait_for(self._drawn.wait(), None if self._count else _FIRST)
+                    await asyncio.wait_for(self._drawn.wait(), _SILENCE)
                     self._drawn.clear()
                     newest = self._newest
                     if newest["data"] != last:
@@ -207,7 +207,9 @@ class Screen:
                     await asyncio.sleep(self._interval)
             except ClosedError:
                 return
-            except (CDPError, asyncio.TimeoutError):  # it changes its process, has crashed, or gave no picture
+            except asyncio.TimeoutError:
+                continue
+            except CDPError:  # it changes its process, or has crashed
                 await asyncio.sleep(_LOOK_AGAIN)
 
 

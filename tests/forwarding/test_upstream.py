@@ -49,6 +49,7 @@ async def running(port: int = 0) -> AsyncIterator[Server]:
     try:
         yield server
     finally:
+        await asyncio.sleep(0.01)  # what is accepted becomes a connection, as it cannot once its server is closed
         listener.close()
         for writer in server.connections:
             writer.close()

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from .chromium import Chromium
 
-_ENOUGH = 2  # pictures of one screencast
-_SILENCE = 1.0  # seconds without a picture after which it is begun anew
+_PATIENCE = (1.0, 5.0)  # seconds that a screencast's two pictures are waited for, before it is begun anew
 _BREATH = 0.05  # seconds; a page may change its title all the time
 _LOOK_AGAIN = 0.5  # seconds; Chromium reports new and closed pages at once, but not which one is in front
 
@@ -35,7 +34,7 @@ class Frame:
 class Screen:
     """Watches one Chromium; subclasses say what becomes of what is seen.
 
-    A page that does not change is drawn once a second, and that picture is not passed on.
+    A page that does not change is drawn every five seconds, and what shows nothing new is not passed on.
 
     :param interval: seconds between two pictures.
     :param quality: that of the JPEGs, from 0 to 100.
@@ -161,8 +160,7 @@ class Screen:
                 seen = pages, shown
                 await self.on_pages(pages, shown)
             await asyncio.sleep(_BREATH)
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._look.wait(), _LOOK_AGAIN)
+            await set_within(self._look, _LOOK_AGAIN)
 
     async def _switch(self, page: str) -> None:
         assert self._connection
@@ -190,16 +188,20 @@ class Screen:
         # skips meanwhile it never sends: the last change could stay unseen. To begin anew gives the
         # page as it is, and pictures of its next changes. Before a second one, none can be skipped.
         # A page that was just opened may give none at all, and one that changes its size not the last one.
+        # So silence is no proof that nothing has changed.
         last = ""
         while True:
             try:
                 self._drawn.clear()
-                self._count = 0
+                self._count = seen = 0
                 await self._call("Page.stopScreencast")
                 await self._call("Page.startScreencast", **self._format)
-                while self._count < _ENOUGH:
-                    await asyncio.wait_for(self._drawn.wait(), _SILENCE)
+                while seen < len(_PATIENCE):
+                    await set_within(self._drawn, _PATIENCE[seen])
                     self._drawn.clear()
+                    if self._count == seen:
+                        break
+                    seen = self._count
                     newest = self._newest
                     if newest["data"] != last:
                         last = newest["data"]
@@ -207,10 +209,21 @@ class Screen:
                     await asyncio.sleep(self._interval)
             except ClosedError:
                 return
-            except asyncio.TimeoutError:
-                continue
             except CDPError:  # it changes its process, or has crashed
                 await asyncio.sleep(_LOOK_AGAIN)
+
+
+async def set_within(event: asyncio.Event, seconds: float) -> None:
+    """Wait until *event* is set, and set it after *seconds*.
+
+    A task that waits here can always be cancelled; before Python 3.12, one that waits in
+    :func:`asyncio.wait_for` goes on if that has just got what it waited for.
+    """
+    timer = asyncio.get_running_loop().call_later(seconds, event.set)
+    try:
+        await event.wait()
+    finally:
+        timer.cancel()
 
 
 def _frame(params: dict[str, Any]) -> Frame:

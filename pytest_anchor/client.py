@@ -185,9 +185,9 @@ class Client:
         return self._key
 
     def name_of(self, test: str) -> str:
-        """What is kept on record of a test's id, and of no other's.
+        """The name under which a test is kept on record: its id, shortened if need be, and without the key.
 
-        That of a parametrised test may be of any length, and may even hold the key.
+        The id of a parametrised test may be of any length, and its parameter may be the key.
         """
         name = redact(test, self.key) if self.key else test
         if len(name) <= MAX_TEST:

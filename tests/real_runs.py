@@ -103,7 +103,7 @@ def until(condition: Callable[[], T], seconds: float = 20.0, pause: float = 0.02
 def processes_in(folder: Path) -> dict[int, str]:
     """The living processes that name the folder or work in it, by pid: runs, workers, reapers, backends."""
     found = {}
-    inside = (str(folder), f"{folder}/")
+    path = str(folder)
     for name in os.listdir("/proc"):  # noqa: PTH208 - hundreds of times a second
         if name.isdigit() and int(name) != os.getpid():
             try:
@@ -112,7 +112,7 @@ def processes_in(folder: Path) -> dict[int, str]:
                 here = f"{os.readlink(f'/proc/{name}/cwd')}/" if command else ""  # noqa: PTH115
             except OSError:  # it is gone, or somebody else's
                 continue
-            if command and (here.startswith(inside[1]) or inside[0] in command):
+            if command and (here.startswith(f"{path}/") or path in command):
                 found[int(name)] = command
     return found
 

@@ -177,12 +177,13 @@ class Plugin:
     def plan(self, current: Wanted | None = None) -> None:
         """Have created ahead what the next tests will ask for, unless the test that runs still needs *current*."""
         if self.upcoming is not None and self.item is not None and self.client.used:
-            current, *upcoming = map(self._named, (current, *self.upcoming.after(self.item)))
+            current = current and self._named(current)
+            upcoming = [self._named(wanted) for wanted in self.upcoming.after(self.item)]
             with suppress(AnchorError):  # a test that asks for a session meets the same
                 self.client.request("plan", timeout=PLAN_TIMEOUT, again=True, current=current, upcoming=upcoming)
 
-    def _named(self, wanted: Wanted | None) -> Wanted | None:
-        return wanted and wanted._replace(test=self.client.name_of(wanted.test))
+    def _named(self, wanted: Wanted) -> Wanted:
+        return wanted._replace(test=self.client.name_of(wanted.test))
 
     def join(self) -> None:
         """As an xdist controller, take a part in the run as soon as a worker has begun it."""

@@ -192,7 +192,7 @@ class Suite:
         try:
             out, err = process.communicate(timeout=DEADLINE)
         except subprocess.TimeoutExpired:
-            self._kill_all()
+            self.signal_all(signal.SIGKILL)
             out, err = process.communicate(timeout=PATIENCE)
             raise AssertionError(f"the run did not end in {DEADLINE} seconds:\n{out}\n{err}") from None
         return Run(process.returncode, out, err, self.alive, bool(self.runs))
@@ -289,19 +289,19 @@ class Suite:
 
     def kill_leftovers(self) -> None:
         """See to it that nothing of a test lives on, though it has failed."""
-        self._kill_all()
+        self.signal_all(signal.SIGKILL)
         for process in self.started:
             process.communicate(timeout=PATIENCE)
 
-    def _kill_all(self) -> None:
+    def signal_all(self, number: int) -> None:
+        """Send a signal to each process of the suite's runs."""
         for pid in self.processes:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(pid, number)
 
     def end_kept(self) -> None:
         """Have brokers end what they keep, as a person does who has looked at it."""
-        for pid in self.processes:
-            os.kill(pid, signal.SIGTERM)
+        self.signal_all(signal.SIGTERM)
         self.wait_for_quiet()
 
     def wait_for_quiet(self, seconds: float = 20.0) -> None:

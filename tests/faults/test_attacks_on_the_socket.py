@@ -497,8 +497,7 @@ def test_a_kill_of_all_that_the_user_has_started_but_the_broker(suite: Suite):
     process = suite.start(reaper=True)
     until((suite.folder / "there").exists)
     for number in (signal.SIGHUP, signal.SIGTERM):
-        for pid in suite.processes:
-            os.kill(pid, number)
+        suite.signal_all(number)
     suite.outcome(process)
     until(lambda: not suite.alive, 10)
     suite.wait_for_quiet()

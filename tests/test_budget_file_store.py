@@ -1,11 +1,12 @@
 """The file of the limits: whatever is wrong with it costs speed at most."""
 
 import os
-import resource
 import time
+from contextlib import nullcontext
 
 import pytest
 from limited_owners import BUSY, Registry, begin, in_background, wait_for
+from processes import full_disk
 
 from pytest_anchor.budget.file_store import guarded
 from pytest_anchor.errors import AnchorLimitError, Limit
@@ -80,22 +81,20 @@ def test_what_is_no_file_is_neither_followed_nor_waited_for(registry, tmp_path, 
 
 
 @pytest.mark.parametrize("how", ["folder", "full"])
-def test_what_was_learned_holds_though_it_cannot_be_written(registry, how, request):
+def test_what_was_learned_holds_though_it_cannot_be_written(registry, how):
     limits = registry.owner(cap=1, timeout=20)
     if how == "folder":
         registry.file.mkdir()
-    else:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # Python ignores the signal that comes with it
-    begin(limits, "a")
-    limits.record_rate_limited("b", 0.0, Limit(1.0, None, None))
-    limits.release_slots(["a"])
-    start = time.monotonic()
-    begin(limits, "a")
-    assert time.monotonic() - start > 0.8
-    with pytest.raises(AnchorLimitError, match="itself"):
-        begin(limits, "c", self_blocked=True)
+    with full_disk(10) if how == "full" else nullcontext():
+        begin(limits, "a")
+        limits.record_rate_limited("b", 0.0, Limit(1.0, None, None))
+        limits.release_slots(["a"])
+        start = time.monotonic()
+        begin(limits, "a")
+        took = time.monotonic() - start
+        with pytest.raises(AnchorLimitError, match="itself"):
+            begin(limits, "c", self_blocked=True)
+    assert took > 0.8
 
 
 def test_who_could_not_write_for_a_while_takes_his_own_slots_back_and_leaves_the_others(registry):

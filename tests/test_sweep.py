@@ -1,11 +1,10 @@
-import resource
 import threading
 import time
-from contextlib import contextmanager
 
 import fault_server as fs
 import pytest
 from fault_server import KEY
+from processes import full_disk
 from records import ERROR, intend, intend_with, lost, opened, tags
 from sweeps import Observer, states, swept
 
@@ -412,17 +411,6 @@ def test_the_api_may_be_gone(run, quick):
     assert problem is not None
     assert took < 8
     assert states(run) == {"inv-1": "open"}
-
-
-@contextmanager
-def full_disk(size):
-    """No file grows beyond *size* bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_session_that_is_found_when_the_disk_takes_no_more_is_ended(server, api, run):

@@ -54,19 +54,35 @@ class LaunchedBrowser:
             return
         is_usable = self.browser.is_connected() and not self.lease.is_due
         self.is_closed = True
+        is_over = False
         try:
-            await apis.settle(self._disconnect(*args, **options))
-        except BaseException:
-            is_usable = False
-            raise
+            is_over = await self._disconnected(*args, **options)
         finally:
+            is_usable = is_usable and is_over
             await apis.without_blocking(self.browser, lambda: self._sessions.give_back(self.lease, is_usable=is_usable))
 
     async def disconnect(self) -> None:
         """Close the browser, and leave the session to its factory."""
         if not self.is_closed:
             self.is_closed = True
-            await apis.settle(self._disconnect())
+            await self._disconnected()
+
+    async def _disconnected(self, *args: Any, **options: Any) -> bool:
+        """Close the browser; ``False`` if Playwright had an error of its own, of which the session takes no harm.
+
+        What went wrong in an event, Playwright raises at the next call, and does nothing else there. A Ctrl-C may be
+        followed by such an error, which would make a crash of pytest's end.
+        """
+        __tracebackhide__ = True
+        try:
+            await apis.settle(self._disconnect(*args, **options))
+        except Exception as error:
+            with suppress(Exception):  # it may be gone, and the first error counts
+                await apis.settle(self._disconnect(*args, **options))
+            if not apis.is_error(error):
+                raise
+            return False
+        return True
 
     def forget(self) -> None:
         """Take in that its holder is torn down, whether it has closed the browser or not."""
@@ -210,9 +226,5 @@ class Connection:
         launched: LaunchedBrowser | None = getattr(self._browser, ATTRIBUTE, None)
         if launched is None:
             await apis.settle(self._browser.close())
-            return
-        if self._browser.is_connected():
-            await launched.disconnect()
-            return
-        with suppress(Exception):  # what is gone cannot be closed, and the test has failed of it already
+        else:
             await launched.disconnect()

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Error, Page, expect
+from playwright.sync_api import Browser, Error, Page, expect
 from real_runs import until
 from servers import BIG, Servers
 
@@ -31,19 +31,34 @@ SOCKET = """
 """
 
 
-@pytest.fixture
-def context(far_browser: Browser):
-    context = far_browser.new_context()
+def new_page(browser: Browser) -> Page:
+    context = browser.new_context()
     context.set_default_timeout(15_000)
-    yield context
-    context.close()
+    return context.new_page()
+
+
+@pytest.fixture(scope="module")
+def shared_page(far_browser: Browser):
+    page = new_page(far_browser)
+    yield page
+    page.context.close()
 
 
 @pytest.fixture
-def page(context: BrowserContext, servers: Servers):
-    page = context.new_page()
+def page(shared_page: Page, servers: Servers):
+    """A page that knows no cookie and no test before."""
+    shared_page.context.clear_cookies()
+    shared_page.goto(f"{servers.url}/hello")
+    return shared_page
+
+
+@pytest.fixture
+def own_page(far_browser: Browser, servers: Servers):
+    """A page of a context of the test's own, for what would stay in it."""
+    page = new_page(far_browser)
     page.goto(f"{servers.url}/hello")
-    return page
+    yield page
+    page.context.close()
 
 
 def fetched(page: Page, url: str, options: str = "{}", read: str = "text") -> object:
@@ -101,14 +116,14 @@ def test_cookies_of_the_same_site(page: Page, servers: Servers):
     assert set(servers.last("/echo-request").cookies) == {"lax", "plain"}
 
 
-def test_secure_cookies_on_localhost(page: Page, context: BrowserContext):
+def test_secure_cookies_on_localhost(page: Page):
     fetched(page, "/set-cookie?c=s=1;Secure;SameSite=None".replace(";", "%3B"))
-    assert [one["name"] for one in context.cookies() if one["secure"]] == ["s"]
+    assert [one["name"] for one in page.context.cookies() if one["secure"]] == ["s"]
     assert fetched(page, "/echo-request", read="json")["cookies"] == {"s": "1"}
 
 
-def test_cookies_of_all_ports(page: Page, servers: Servers, context: BrowserContext):
-    context.add_cookies([{"name": "given", "value": "1", "url": servers.url}])
+def test_cookies_of_all_ports(page: Page, servers: Servers):
+    page.context.add_cookies([{"name": "given", "value": "1", "url": servers.url}])
     page.goto(f"{servers.neighbour}/echo-request")
     assert servers.last("/echo-request").cookies["given"] == "1"
 
@@ -176,8 +191,8 @@ def test_20_megabytes_down(page: Page):
 
 
 @pytest.mark.xfail(reason="a message of CDP has 100 MiB at most", strict=True)
-def test_80_megabytes_down(page: Page):
-    assert page.evaluate("fetch('/big?mb=80').then(r => r.arrayBuffer()).then(b => b.byteLength)") == 80 << 20
+def test_80_megabytes_down(own_page: Page):
+    assert own_page.evaluate("fetch('/big?mb=80').then(r => r.arrayBuffer()).then(b => b.byteLength)") == 80 << 20
 
 
 def test_a_download(page: Page, servers: Servers):
@@ -307,9 +322,9 @@ def test_frames(page: Page, servers: Servers):
     expect(page.frame_locator("#a").locator("body")).to_contain_text("frame")
 
 
-def test_a_popup(page: Page):
-    with page.expect_popup() as opened:
-        got = page.evaluate("new Promise(r => { onmessage = e => r(e.data); open('/popup') })")
+def test_a_popup(own_page: Page):
+    with own_page.expect_popup() as opened:
+        got = own_page.evaluate("new Promise(r => { onmessage = e => r(e.data); open('/popup') })")
     assert got == "popup"
     assert opened.value.text_content("body") == "popup"
 
@@ -324,9 +339,9 @@ def test_pages_that_send_no_referrer(page: Page, servers: Servers):
 # Credentials.
 
 
-def test_credentials_in_a_url(page: Page, servers: Servers):
-    assert page.goto(f"http://user:pass@localhost:{servers.port}/secret").text() == "secret"
-    assert fetched(page, f"{servers.url}/secret") == "secret"
+def test_credentials_in_a_url(own_page: Page, servers: Servers):
+    assert own_page.goto(f"http://user:pass@localhost:{servers.port}/secret").text() == "secret"
+    assert fetched(own_page, f"{servers.url}/secret") == "secret"
 
 
 def test_credentials_of_a_context(far_browser: Browser, servers: Servers):
@@ -358,10 +373,10 @@ def test_a_shared_worker(page: Page):
     assert page.evaluate(script) == "hello"
 
 
-def test_a_service_worker(page: Page):
-    page.evaluate("navigator.serviceWorker.register('/service.js').then(() => navigator.serviceWorker.ready)")
-    page.wait_for_function("navigator.serviceWorker.controller")
-    got = [fetched(page, path) for path in ("/made-up", "/stored", "/passed-on", "/hello")]
+def test_a_service_worker(own_page: Page):
+    own_page.evaluate("navigator.serviceWorker.register('/service.js').then(() => navigator.serviceWorker.ready)")
+    own_page.wait_for_function("navigator.serviceWorker.controller")
+    got = [fetched(own_page, path) for path in ("/made-up", "/stored", "/passed-on", "/hello")]
     assert got == ["made up", "hello", "hello", "hello"]
 
 
@@ -400,7 +415,7 @@ def test_who_a_web_socket_is(page: Page, servers: Servers):
     assert page.evaluate(script) == f"{servers.url} hidden=1"
 
 
-def test_cookies_that_a_web_socket_or_a_stream_of_events_sets(page: Page, servers: Servers, context: BrowserContext):
+def test_cookies_that_a_web_socket_or_a_stream_of_events_sets(page: Page, servers: Servers):
     fetched(page, "/set-cookie?c=old=1")
     path, other = "/echo?c=a%3D1;HttpOnly&c=b%3D2;Max-Age%3D60;SameSite%3DStrict&c=old%3D;Max-Age%3D0", servers.other
     script = f"""async () => {{ {SOCKET} await open('{path}'); const seen = document.cookie;
@@ -409,7 +424,7 @@ def test_cookies_that_a_web_socket_or_a_stream_of_events_sets(page: Page, server
         await new Promise(r => {{ new EventSource('{other}/events?c=without%3D1').onopen = r }});
         return seen }}"""
     assert page.evaluate(script) == "b=2"
-    stored = {one["name"]: one for one in context.cookies()}
+    stored = {one["name"]: one for one in page.context.cookies()}
     assert stored.keys() == {"a", "b", "c", "allowed"}
     assert (stored["a"]["httpOnly"], stored["a"]["path"], stored["a"]["expires"]) == (True, "/", -1)
     assert (stored["b"]["sameSite"], stored["c"]["path"], stored["allowed"]["domain"]) == (
@@ -431,13 +446,13 @@ def test_large_and_many_messages(page: Page):
     assert page.evaluate(script % SOCKET) == [5_000_000, True]
 
 
-def test_a_socket_that_a_suite_mocks(page: Page, servers: Servers):
-    page.route_web_socket(
+def test_a_socket_that_a_suite_mocks(own_page: Page, servers: Servers):
+    own_page.route_web_socket(
         "**/echo", lambda socket: socket.connect_to_server().on_message(lambda text: socket.send(f"mocked {text}"))
     )
-    page.goto(f"{servers.url}/page")
+    own_page.goto(f"{servers.url}/page")
     script = f"async () => {{ {SOCKET} const s = await open('/echo'); s.send('x'); return (await next(s)).data }}"
-    assert page.evaluate(script) == "mocked x"
+    assert own_page.evaluate(script) == "mocked x"
 
 
 def test_event_source(page: Page, servers: Servers):
@@ -468,11 +483,11 @@ def test_a_server_that_starts_late(page: Page, servers: Servers):
     servers.stop(port)
 
 
-def test_no_server(page: Page, servers: Servers):
+def test_no_server(own_page: Page, servers: Servers):
     port = servers.start()
     servers.stop(port)
     with pytest.raises(Error, match="ERR_CONNECTION_REFUSED"):
-        page.goto(f"http://localhost:{port}/hello")
+        own_page.goto(f"http://localhost:{port}/hello")
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the server's certificate")
@@ -506,13 +521,15 @@ def test_100_images_at_once(page: Page, servers: Servers):
 # Playwright.
 
 
-def test_routes_of_the_suite_come_first(page: Page, servers: Servers):
-    page.route("**/style.css", lambda route: route.fulfill(body="p { color: rgb(9, 9, 9) }", content_type="text/css"))
-    page.context.route("**/pixel.png", lambda route: route.abort())
-    page.route("**/script.js", lambda route: route.continue_(headers={**route.request.headers, "x-by": "route"}))
-    page.goto(f"{servers.url}/page")
-    assert page.evaluate("[window.ran, document.querySelector('#i').naturalWidth]") == [1, 0]
-    assert page.evaluate("getComputedStyle(document.querySelector('p')).color") == "rgb(9, 9, 9)"
+def test_routes_of_the_suite_come_first(own_page: Page, servers: Servers):
+    own_page.route(
+        "**/style.css", lambda route: route.fulfill(body="p { color: rgb(9, 9, 9) }", content_type="text/css")
+    )
+    own_page.context.route("**/pixel.png", lambda route: route.abort())
+    own_page.route("**/script.js", lambda route: route.continue_(headers={**route.request.headers, "x-by": "route"}))
+    own_page.goto(f"{servers.url}/page")
+    assert own_page.evaluate("[window.ran, document.querySelector('#i').naturalWidth]") == [1, 0]
+    assert own_page.evaluate("getComputedStyle(document.querySelector('p')).color") == "rgb(9, 9, 9)"
     assert servers.last("/script.js").headers["x-by"] == "route"
 
 
@@ -550,11 +567,11 @@ def test_locale_and_user_agent(far_browser: Browser, servers: Servers):
 
 
 @pytest.mark.xfail(reason="what is answered from elsewhere needs no network", strict=True)
-def test_offline(page: Page):
-    page.context.set_offline(True)
-    assert "failed" in fetched(page, "/hello")
-    page.context.set_offline(False)
-    assert fetched(page, "/hello") == "hello"
+def test_offline(own_page: Page):
+    own_page.context.set_offline(True)
+    assert "failed" in fetched(own_page, "/hello")
+    own_page.context.set_offline(False)
+    assert fetched(own_page, "/hello") == "hello"
 
 
 @pytest.mark.xfail(reason="Playwright sees no WebSocket, since the browser opens none", strict=True)

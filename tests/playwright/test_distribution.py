@@ -97,6 +97,6 @@ def test_ctrl_c(suite: Suite):
     process = suite.start("test", "-p", "xdist", *TWO, *AHEAD, plugins=ASYNC)
     until(lambda: sum(page["title"] == "here" for one in suite.alive for page in suite.pages(one)) == 2, DEADLINE)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, _ = process.communicate(timeout=DEADLINE)
-    assert process.returncode == pytest.ExitCode.INTERRUPTED, out
+    out, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, out + err
     assert not suite.alive

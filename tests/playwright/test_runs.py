@@ -33,11 +33,31 @@ def test_ctrl_c(suite: Suite, mode: str, plugins: tuple[str, ...]):
     until(lambda: any(page["title"] == "here" for one in suite.alive for page in suite.pages(one)), DEADLINE)
     began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Playwright's driver gets it, too
-    out, _ = process.communicate(timeout=DEADLINE)
-    assert process.returncode == pytest.ExitCode.INTERRUPTED, out
+    out, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, out + err
     assert time.monotonic() - began < 30
     assert not suite.alive
     assert suite.backend.key not in out
+
+
+@pytest.mark.parametrize("mode", ["test", "worker"])
+def test_ctrl_c_after_an_error_that_playwright_raises_at_its_next_call(suite: Suite, mode: str):
+    suite.write("""
+        from playwright.sync_api import Error
+
+        def fail(message):
+            raise Error("of an event")
+
+        def test_waits(browser):
+            page = browser.new_page()
+            page.on("console", fail)
+            page.evaluate("setTimeout(() => console.log(1), 100)")
+            page.wait_for_timeout(600)
+            raise KeyboardInterrupt
+    """)
+    run = suite.run(mode)
+    assert run.status == pytest.ExitCode.INTERRUPTED, run.out + run.err
+    assert "of an event" not in run.err
 
 
 def test_reruns_repeats_and_the_end_by_a_failure(suite: Suite):

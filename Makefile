@@ -8,7 +8,7 @@ demo := pytest -n 2 examples/tea_shop
 workers := $(shell cpus=$$(getconf _NPROCESSORS_ONLN); echo $$((cpus < 8 ? 3 * cpus : 24)))
 in_parallel := -n $(workers) --dist worksteal
 
-.PHONY: demo test fast coverage bench setup chromium clean
+.PHONY: demo test types bytecode fast coverage bench setup chromium clean
 
 # The demo does without the plugins that `make test` installs for its own use, and without their names.
 demo: export PYTEST_ADDOPTS := --no-header -p no:playwright-asyncio -p no:asyncio -p no:django -p no:flask -p no:run-parallel
@@ -27,8 +27,16 @@ run_demo = echo; echo "$(1)"; echo "$$ $(2)"; $(bin)/$(2)
 test: setup
 	$(bin)/ruff check
 	$(bin)/ruff format --check
-	$(bin)/mypy
+	@$(MAKE) --no-print-directory --jobs 2 types bytecode
 	$(bin)/pytest $(in_parallel)
+
+types: setup
+	$(bin)/mypy
+
+# Once, instead of once in each of the workers.
+bytecode: setup
+	@echo "$(bin)/pytest --collect-only"
+	@said=$$($(bin)/pytest --collect-only -q) || { echo "$$said"; exit 1; }
 
 # Without the tests that need real processes or a browser; tests=… chooses among them.
 tests := tests/test_*.py

@@ -27,7 +27,10 @@ def tests(session: nox.Session, pytest: str) -> None:
 def fast(session: nox.Session, pytest: str) -> None:
     """Run the tests that need neither a browser nor the official SDK, which are long to install."""
     session.install("--editable", ".[test-fast]", "pytest==8.0.*" if pytest == "oldest" else "pytest>8.0")
-    session.run("pytest", "-n", "4", "-m", "not slow", *map(str, Path("tests").glob("test_*.py")))
+    tests = [*map(str, Path("tests").glob("test_*.py"))]
+    # The bytecode, once instead of once in each of the workers.
+    session.run("pytest", "--collect-only", "-q", *tests, silent=True)
+    session.run("pytest", "-n", "4", "-m", "not slow", *tests)
 
 
 @nox.session
@@ -51,4 +54,4 @@ def wheel(session: nox.Session) -> None:
         session.chdir(folder)
         options = ["-n", "2", "--anchor-local"]
         session.run("pytest", *options, "examples/sessions")
-        session.run("pytest", *options, "--anchor-playwright", "test", "examples/tea_shop")
+        session.run("pytest", *options, "--anchor-playwright", "worker", "examples/tea_shop")

@@ -75,6 +75,13 @@ class _Connection:
         except OSError:
             raise _ClosedError(sent=False) from None
 
+    def confirm(self) -> None:
+        """Have the broker keep what it created: it ends what was not received. One that is dead ends nothing."""
+        if not self._is_open:
+            raise _ClosedError(sent=False)
+        with suppress(OSError):
+            self._socket.sendall(b'{"verb":"ack"}\n', System.no_signal)
+
     def receive(self, timeout: float) -> dict[str, Any]:
         """The next message.
 
@@ -428,7 +435,7 @@ def _exchange(
             else:
                 on_note(answer["note"])
         if "ack" in answer:  # where this is interrupted before, the broker ends what was not received
-            connection.send('{"verb":"ack"}')
+            connection.confirm()
     finally:
         if delegation:
             delegation.finish()

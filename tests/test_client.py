@@ -394,19 +394,38 @@ def test_ctrl_c_leaves_the_queue(server: FaultServer, serve, settings, monkeypat
 
 
 def test_ctrl_c_before_the_answer_is_confirmed_leaves_no_session(server: FaultServer, client, monkeypatch):
-    send = client_module._Connection.send
-
-    def interrupt(connection: object, message: str) -> None:
-        if message == '{"verb":"ack"}':
-            raise KeyboardInterrupt
-        send(connection, message)
+    def interrupt(_connection: object) -> None:
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(client_module._Connection, "send", interrupt)
+        patch.setattr(client_module._Connection, "confirm", interrupt)
         with pytest.raises(KeyboardInterrupt):
             factory(client)()
     until(lambda: len(server.sessions) == 1 and not server.alive)
     assert factory(client)().id in server.alive
+
+
+def test_the_session_of_a_broker_that_dies_before_its_answer_is_confirmed_counts(
+    server, make_client, run_settings, monkeypatch
+):
+    client = make_client()
+    confirm = client_module._Connection.confirm
+
+    def kill(connection: object) -> None:
+        pid = broker(run_settings)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not brokers(run_settings))
+        confirm(connection)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client_module._Connection, "confirm", kill)
+        session = factory(client)()
+    assert [*server.alive] == [session.id]
+    other = factory(client)()
+    assert {*server.alive} == {session.id, other.id}
+    session.end()
+    assert [*server.alive] == [other.id]
+    assert sorted(states(run_settings)) == ["ended", "open"]
 
 
 # who can end a session while a test waits

@@ -1,11 +1,9 @@
 """Processes of a run that create sessions and can be killed, and the broker that they start."""
 
-import os
 import signal
 import time
 
-from processes import is_alive, status
-from real_runs import until
+from processes import kill
 
 from pytest_anchor.broker.reaper import REAPER_LOG
 from pytest_anchor.registry.journal import Run
@@ -94,13 +92,8 @@ class Process:
 def kill_broker(brokers):
     """Kill the run's one broker, and return its pid."""
     (pid,) = brokers()
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: not is_alive(pid) and _threads(pid) < 2)  # the last of them closes its connections
+    kill(pid)
     return pid
-
-
-def _threads(pid):
-    return int(status(pid).get("Threads", 0))
 
 
 def log(folder):

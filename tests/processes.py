@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -131,6 +132,16 @@ def stop(pid: int) -> None:
             tasks = Path(f"/proc/{pid}/task").iterdir()
             runs = any("\nState:\tT" not in (task / "status").read_text() for task in tasks)
         time.sleep(0.001)
+
+
+def kill(pid: int) -> None:
+    """Kill a process, and wait until its last thread is gone, and with it its connections and locks."""
+    fd = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        assert select.select([fd], [], [], PATIENCE)[0], f"process {pid} does not die"
+    finally:
+        os.close(fd)
 
 
 def is_alive(pid: int) -> bool:

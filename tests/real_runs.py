@@ -70,6 +70,13 @@ PATIENCE = {processes.PATIENCE}
 {inspect.getsource(processes.stop)}
 """
 
+# For the text of a test as well: kill a process.
+KILL = f"""
+import os, select, signal
+PATIENCE = {processes.PATIENCE}
+{inspect.getsource(processes.kill)}
+"""
+
 # And as well: fixtures that have a session and raise an error.
 BROKEN = """
 import pytest

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from fault_server import KEY, FaultServer
-from processes import children, read_line, status, stop
+from processes import children, kill, read_line, status, stop
 from real_brokers import broker, brokers, factory, generations, run_script, states
 from real_runs import until
 
@@ -150,11 +150,11 @@ def test_a_creation_under_way_at_the_brokers_death_fails_and_is_looked_for(
     server.held["POST"] = threading.Event()
     pid = broker(run_settings)
 
-    def kill() -> None:
+    def kill_meanwhile() -> None:
         until(lambda: server.count("POST") == 2)
         os.kill(pid, signal.SIGKILL)
 
-    thread = threading.Thread(target=kill)
+    thread = threading.Thread(target=kill_meanwhile)
     thread.start()
     with pytest.raises(AnchorError, match="died while it was asked to create: what it may have created is looked for"):
         create()
@@ -171,12 +171,12 @@ def test_an_end_under_way_at_the_brokers_death_is_asked_of_the_next(server: Faul
     server.held["DELETE"] = threading.Event()
     pid = broker(run_settings)
 
-    def kill() -> None:
+    def kill_meanwhile() -> None:
         until(lambda: server.count("DELETE") == 1)
         os.kill(pid, signal.SIGKILL)
         server.held.pop("DELETE").set()
 
-    thread = threading.Thread(target=kill)
+    thread = threading.Thread(target=kill_meanwhile)
     thread.start()
     session.end()
     thread.join()
@@ -411,14 +411,12 @@ def test_the_session_of_a_broker_that_dies_before_its_answer_is_confirmed_counts
     client = make_client()
     confirm = client_module._Connection.confirm
 
-    def kill(connection: object) -> None:
-        pid = broker(run_settings)
-        os.kill(pid, signal.SIGKILL)
-        until(lambda: not brokers(run_settings))
+    def confirm_too_late(connection: object) -> None:
+        kill(broker(run_settings))
         confirm(connection)
 
     with monkeypatch.context() as patch:
-        patch.setattr(client_module._Connection, "confirm", kill)
+        patch.setattr(client_module._Connection, "confirm", confirm_too_late)
         session = factory(client)()
     assert [*server.alive] == [session.id]
     other = factory(client)()

@@ -15,6 +15,7 @@ from typing import Any
 import fault_server as faults
 import pytest
 from fault_server import FaultServer
+from processes import kill
 from real_runs import Run, Suite, environment, until
 
 from pytest_anchor.broker import keeper as keeper_module
@@ -82,8 +83,7 @@ def test_a_broker_that_is_killed_leaves_it_to_the_next_run(suite: Suite):
     first = run_here(suite, "--anchor-keep=failed")
     assert len(first.alive) == 1
     (broker,) = suite.processes
-    os.kill(broker, signal.SIGKILL)
-    until(lambda: not suite.processes)
+    kill(broker)
     second = run_here(suite, "-k", "passes")
     assert "recovered 1 session of the run that died" in second.section
     assert suite.alive == []

@@ -12,29 +12,13 @@ from contextlib import suppress
 
 import fault_server as faults
 import pytest
-from processes import stop
-from real_runs import FIND_BROKER, FINISHING, STOP, Run, Suite, until
+from processes import kill, stop
+from real_runs import FIND_BROKER, FINISHING, KILL, STOP, Run, Suite, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
-# For the text of a test: kill the broker, and wait until it is gone.
-KILL_BROKER = (
-    FIND_BROKER
-    + """
-def kill_broker():
-    import os, signal, time
-    from pathlib import Path
-
-    pid = find_broker()
-    os.kill(pid, signal.SIGKILL)
-    try:
-        while Path(f"/proc/{pid}/cmdline").read_bytes():  # a zombie has none
-            time.sleep(0.001)
-    except OSError:
-        pass
-
-"""
-)
+# For the text of a test.
+KILL_BROKER = FIND_BROKER + KILL
 DIED = "the broker, the process that keeps this run's sessions, died while it was asked to create"
 
 
@@ -46,8 +30,7 @@ def find_broker(suite: Suite) -> int:
 def kill_broker(suite: Suite) -> int:
     """Kill the broker, and return its pid once it is gone."""
     pid = find_broker(suite)
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: pid not in suite.processes)
+    kill(pid)
     return pid
 
 
@@ -235,7 +218,7 @@ def test_while_nothing_is_asked_of_it(suite: Suite):
         "@pytest.mark.parametrize('n', range(4))\n"
         "def test_a(anchor_session, n):\n"
         "    kept = anchor_session()\n"
-        "    kill_broker()\n"
+        "    kill(find_broker())\n"
         "    anchor_session().end()\n"
         "    kept.end()\n"
         "    assert kept.ended\n"
@@ -252,7 +235,7 @@ def test_a_slot_is_free_once_the_next_broker_has_ended_its_session(suite: Suite)
     suite.write(
         KILL_BROKER + "def test_a(anchor_session):\n"
         "    first = anchor_session()\n"
-        "    kill_broker()\n"
+        "    kill(find_broker())\n"
         "    first.end()\n"
         "    anchor_session()\n"
     )
@@ -294,7 +277,7 @@ def test_a_fork_of_the_run_outlives_it(suite: Suite):
         "        time.sleep(2)\n"
         "        os._exit(0)\n"
         "    while not os.path.exists('created'): time.sleep(0.01)\n"
-        "    kill_broker()\n"
+        "    kill(find_broker())\n"
         "    anchor_session()\n"
     )
     run = suite.run("-W", "ignore", reaper=True)
@@ -453,7 +436,8 @@ def test_the_record_of_a_run_names_each_creation_once(suite: Suite):
     """What two brokers wrote, one after the other, is one record."""
     suite.server.fail_always("DELETE", faults.status(403))
     suite.write(
-        KILL_BROKER + "def test_a(anchor_session):\n    anchor_session()\n    kill_broker()\n    anchor_session()\n"
+        KILL_BROKER
+        + "def test_a(anchor_session):\n    anchor_session()\n    kill(find_broker())\n    anchor_session()\n"
     )
     run = suite.run("--anchor-sweep-timeout=1")
     assert run.status == 1

@@ -260,6 +260,17 @@ def test_the_slots_of_a_dead_process_are_free_once_its_sessions_are_over(server,
     assert len(server.alive) == 1
 
 
+def test_what_a_dead_process_created_without_an_answer_is_ended(server, start):
+    main, worker = (start(name, create_retries=0) for name in ("main", "gw0"))
+    mine = main.create()
+    server.fail("POST", fs.lost_reset)
+    assert "AnchorLostCreateError" in worker.do("create")
+    time.sleep(0.5)  # nobody looks for it before the process is dead, or the run over
+    assert len(server.alive) == 2
+    worker.kill()
+    until(lambda: server.alive == [mine])
+
+
 def test_a_forked_child_neither_keeps_its_parent_alive_nor_makes_it_look_dead(server, start, brokers):
     main, worker = start(), start("gw0")
     mine = main.create()

@@ -154,20 +154,25 @@ def is_transient_status(status: int) -> bool:
 
 
 def fields_of(error: Exception) -> dict[str, Any]:
-    """An error of this module as plain built-ins, for another process; any other counts as one of ours."""
+    """An error as plain built-ins, for another process, which knows it by the class of this module that it is of."""
+    known = next((cls.__name__ for cls in type(error).__mro__ if _known().get(cls.__name__) is cls), "")
     if isinstance(error, AnchorAPIError):
-        return {"type": type(error).__name__, "what": error.what, "fields": error.fields()}
+        return {"type": known, "what": error.what, "fields": error.fields()}
     if isinstance(error, (AnchorError, TypeError, ValueError)):
-        return {"type": type(error).__name__, "message": str(error)}
+        return {"type": known, "message": str(error)}
     return {"type": "AnchorError", "message": f"an unexpected error, please report it: {error!r}"}
 
 
 def rebuild(values: dict[str, Any]) -> Exception:
     """What :func:`fields_of` made, as an error again."""
-    known: dict[str, Any] = {"TypeError": TypeError, "ValueError": ValueError, **globals()}
-    cls = known.get(values["type"], AnchorError)
+    cls = _known()[values["type"]]
     error: Exception = cls(values["what"], **values["fields"]) if "fields" in values else cls(values["message"])
     return error
+
+
+def _known() -> dict[str, Any]:
+    """The classes that another process has as well, by name."""
+    return {"TypeError": TypeError, "ValueError": ValueError, **globals()}
 
 
 def _rebuild(cls: type[AnchorAPIError], what: str, fields: dict[str, Any]) -> AnchorAPIError:

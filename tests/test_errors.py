@@ -1,18 +1,24 @@
 import copy
+import json
 import pickle
 
 import pytest
 
+from pytest_anchor.broker.owner import CancelledError
+from pytest_anchor.cleanup.ending import NotOursError
 from pytest_anchor.errors import (
     SHOWN_OF_KEY,
     AnchorAPIError,
     AnchorConfigError,
     AnchorError,
+    AnchorLimitError,
     AnchorLostCreateError,
     AnchorRegistryError,
     Limit,
     Secret,
+    fields_of,
     printable,
+    rebuild,
     redact,
 )
 
@@ -37,6 +43,32 @@ def test_long_text_is_cut_at_the_limit():
     assert printable("x" * 300) == "x" * 300
     assert printable("x" * 301) == "x" * 299 + "…"
     assert printable("abcdef", 4) == "abc…"
+
+
+class _DerivedAPIError(AnchorAPIError):
+    """Of a module that the other process has not imported."""
+
+
+class _DerivedValueError(ValueError):
+    """Of a suite's own."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (AnchorLostCreateError("create", status=500), AnchorLostCreateError),
+        (_DerivedAPIError("end session x", status=None, message="m", tries=0), AnchorAPIError),
+        (NotOursError("end session x", message="m"), AnchorAPIError),
+        (CancelledError("withdrawn"), AnchorError),
+        (AnchorLimitError("full"), AnchorLimitError),
+        (_DerivedValueError("v"), ValueError),
+        (OSError("o"), AnchorError),
+    ],
+)
+def test_errors_reach_another_process(error, kind):
+    rebuilt = rebuild(json.loads(json.dumps(fields_of(error))))
+    assert type(rebuilt) is kind
+    assert str(error) in str(rebuilt)
 
 
 @pytest.mark.parametrize("kind", [AnchorAPIError, AnchorLostCreateError])

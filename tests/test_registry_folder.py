@@ -2,18 +2,20 @@ import errno
 import os
 import shutil
 import stat
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from processes import script
-from records import ERROR, INTENT, intend, journal, journal_line
+from records import ERROR, INTENT, intend, journal, journal_line, opened
 
 from pytest_anchor.errors import AnchorRegistryError
 from pytest_anchor.registry.folders import check_registry
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.registry.locks import JOURNAL
 from pytest_anchor.registry.records import Record
+from pytest_anchor.registry.signatures import is_signed
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change owners")
 
@@ -282,6 +284,24 @@ def test_a_creation_that_finds_its_folder_removed_is_of_the_new_one(run, tmp_pat
     assert run.folder_inode != before
     assert {record.folder_inode for record in reopened(run).values()} == {run.folder_inode}
     assert {record.folder_inode for record in run.state.records.values()} == {run.folder_inode}
+
+
+def test_records_stay_the_runs_own_while_its_folder_is_made_anew(server, api, run, tmp_path, monkeypatch):
+    opened(server, api, run, f"{run.folder.name}-1")
+    record = run.known(f"{run.folder.name}-1")
+    run.folder.rename(tmp_path / "kept")  # its number is not given to another folder
+    answers, join = [], Run.join
+    look = threading.Thread(target=lambda: answers.append(is_signed(api, run, record)))
+
+    def join_and_look(run):
+        join(run)
+        look.start()
+        look.join(0.3)
+
+    monkeypatch.setattr(Run, "join", join_and_look)
+    run.restore()
+    look.join(10)
+    assert answers == [True]
 
 
 def test_a_journal_that_was_removed_alone_hides_nothing_that_is_written_later(run):

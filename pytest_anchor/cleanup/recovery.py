@@ -161,7 +161,7 @@ def _recover(
     done = Recovery(run, run.died, reaped=[record for record in state.records.values() if record.ended_by == "reaper"])
     if todo and (api := open_api()):
         # In a copy of another folder nothing is in its place: the run of the original may live.
-        mine = [record for record in todo if is_created_with(record, api) and record.folder_inode == run.folder_inode]
+        mine = [record for record in todo if is_created_with(record, api) and run.owns(record)]
         done.stranger = not mine
         if mine:
             # A record that another user has edited may fit, but is not signed: what it does not know is then not ours.

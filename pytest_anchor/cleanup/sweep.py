@@ -197,7 +197,7 @@ def _nonce_to_record(target: SweepTarget, policy: SweepPolicy, session: Listed) 
     if nonce not in records:
         return nonce if session.alive and policy.ends_unrecorded else None
     # A copy of the record may lie about, whose original is another run's.
-    if not target.is_about(nonce) or records[nonce].folder_inode != run.folder_inode:
+    if not target.is_about(nonce) or not run.owns(records[nonce]):
         return None
     if records[nonce].id is not None:
         return f"{nonce}-{session.id}"  # the API made two sessions of one creation

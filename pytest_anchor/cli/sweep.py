@@ -152,7 +152,7 @@ def _why_not(api: AnchorAPI | None, run: Run, record: Record) -> str:
     """Why a sweep would not touch what is on record, ``""`` if it would."""
     if api and not is_created_with(record, api):
         return "it was created with another key or base URL"
-    if record.folder_inode != run.folder_inode:
+    if not run.owns(record):
         return "it is on record elsewhere"
     if api and record.open and not is_signed(api, run, record):
         return "its record was edited"

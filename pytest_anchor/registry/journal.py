@@ -141,6 +141,11 @@ class Run:
         """The inode, which tells this folder from a copy of it; fixed once it has been joined or claimed."""
         return self._folder_inode or self.folder.stat().st_ino
 
+    def owns(self, record: Record) -> bool:
+        """Whether a record was made in this folder and not in a copy of it; waits while the folder is made anew."""
+        with self._reading:
+            return record.folder_inode == self.folder_inode
+
     def append(self, event: str, nonce: str, *, deadline: float = float("inf"), **fields: Any) -> None:
         """Write one event, with the time unless it is given.
 

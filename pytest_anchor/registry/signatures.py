@@ -18,5 +18,5 @@ def is_created_with(record: Record, api: AnchorAPI) -> bool:
 
 def is_signed(api: AnchorAPI, run: Run, record: Record) -> bool:
     """Whether this run, with this key and base URL, has created the session."""
-    of_this_run = record.nonce.startswith(f"{run.folder.name}-") and record.folder_inode == run.folder_inode
+    of_this_run = record.nonce.startswith(f"{run.folder.name}-") and run.owns(record)
     return of_this_run and compare_digest(record.signature, api.sign(record.nonce, str(record.id)))

@@ -30,11 +30,11 @@ test: setup
 	@$(MAKE) --no-print-directory --jobs 2 types bytecode
 	$(bin)/pytest $(in_parallel)
 
-types: setup
+types: .venv/dev
 	$(bin)/mypy
 
-# Once, instead of once in each of the workers.
-bytecode: setup
+# pytest compiles the tests once, for all workers.
+bytecode: .venv/dev
 	@echo "$(bin)/pytest --collect-only"
 	@said=$$($(bin)/pytest --collect-only -q) || { echo "$$said"; exit 1; }
 

@@ -54,4 +54,4 @@ def wheel(session: nox.Session) -> None:
         session.chdir(folder)
         options = ["-n", "2", "--anchor-local"]
         session.run("pytest", *options, "examples/sessions")
-        session.run("pytest", *options, "--anchor-playwright", "worker", "examples/tea_shop")
+        session.run("pytest", *options, "--anchor-playwright", "test", "examples/tea_shop")

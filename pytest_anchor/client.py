@@ -76,10 +76,10 @@ class _Connection:
             raise _ClosedError(sent=False) from None
 
     def confirm(self) -> None:
-        """Have the broker keep what it created: it ends what was not received. One that is dead ends nothing."""
+        """Have the broker keep what it has created: it ends what is not confirmed."""
         if not self._is_open:
             raise _ClosedError(sent=False)
-        with suppress(OSError):
+        with suppress(OSError):  # the broker is dead, and ends nothing; the session is on record
             self._socket.sendall(b'{"verb":"ack"}\n', System.no_signal)
 
     def receive(self, timeout: float) -> dict[str, Any]:

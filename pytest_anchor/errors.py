@@ -154,13 +154,14 @@ def is_transient_status(status: int) -> bool:
 
 
 def fields_of(error: Exception) -> dict[str, Any]:
-    """An error as plain built-ins, for another process, which knows it by the class of this module that it is of."""
-    known = next((cls.__name__ for cls in type(error).__mro__ if _known().get(cls.__name__) is cls), "")
+    """An error as plain built-ins, for another process; of a class that it does not know, the nearest that it does."""
+    if not isinstance(error, (AnchorError, TypeError, ValueError)):
+        return {"type": "AnchorError", "message": f"an unexpected error, please report it: {error!r}"}
+    known = _known()
+    name = next(cls.__name__ for cls in type(error).__mro__ if known.get(cls.__name__) is cls)
     if isinstance(error, AnchorAPIError):
-        return {"type": known, "what": error.what, "fields": error.fields()}
-    if isinstance(error, (AnchorError, TypeError, ValueError)):
-        return {"type": known, "message": str(error)}
-    return {"type": "AnchorError", "message": f"an unexpected error, please report it: {error!r}"}
+        return {"type": name, "what": error.what, "fields": error.fields()}
+    return {"type": name, "message": str(error)}
 
 
 def rebuild(values: dict[str, Any]) -> Exception:
@@ -171,7 +172,7 @@ def rebuild(values: dict[str, Any]) -> Exception:
 
 
 def _known() -> dict[str, Any]:
-    """The classes that another process has as well, by name."""
+    """The classes that every process of the run knows, by name."""
     return {"TypeError": TypeError, "ValueError": ValueError, **globals()}
 
 

@@ -286,6 +286,27 @@ def test_a_creation_that_finds_its_folder_removed_is_of_the_new_one(run, tmp_pat
     assert {record.folder_inode for record in run.state.records.values()} == {run.folder_inode}
 
 
+def test_an_intent_is_of_the_folder_that_is_made_anew_meanwhile(run, tmp_path, monkeypatch):
+    intend(run, "n1")
+    run.folder.rename(tmp_path / "kept")  # its number is not given to another folder
+    given = {name: INTENT[name] for name in ("owner", "test", "base_url", "fingerprint", "run_id")}
+    add, join = threading.Thread(target=lambda: run.append("intent", "n2", **given)), Run.join
+
+    def join_and_add(run):
+        join(run)
+        add.start()
+        add.join(0.3)
+
+    monkeypatch.setattr(Run, "join", join_and_add)
+    began = time.monotonic()
+    run.restore()
+    add.join(10)
+    assert time.monotonic() - began < 5  # neither waits for the other's lock
+    records = reopened(run)
+    assert [*records] == ["n1", "n2"]
+    assert all(run.owns(record) for record in records.values())
+
+
 def test_records_stay_the_runs_own_while_its_folder_is_made_anew(server, api, run, tmp_path, monkeypatch):
     opened(server, api, run, f"{run.folder.name}-1")
     record = run.known(f"{run.folder.name}-1")

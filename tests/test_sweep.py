@@ -227,6 +227,25 @@ def test_a_list_that_fails_is_the_problem_that_is_told(server, api, run):
     assert server.alive == []
 
 
+def test_what_two_sweeps_list_at_once_is_on_record_once(server, api, run, monkeypatch):
+    intend_with(api, run, "inv-1")
+    found = [server.add(*tags("inv-1")), server.add(*tags("inv-1"))]  # the API has made two of one
+    target = SweepTarget(api, run, "r1")
+    listed = api.sessions_with_tag(run_tag("r1"), deadline=time.monotonic() + 5)
+
+    class Late:
+        """Is listed before the other sweep has recorded anything, and gone through after it."""
+
+        def __iter__(self):
+            monkeypatch.setattr(api, "sessions_with_tag", lambda _tag, **_: listed)
+            assert reconcile_with_api(target, SweepPolicy(), deadline=time.monotonic() + 5) is None
+            return iter(listed)
+
+    monkeypatch.setattr(api, "sessions_with_tag", lambda _tag, **_: Late())
+    assert reconcile_with_api(target, SweepPolicy(), deadline=time.monotonic() + 5) is None
+    assert sorted(record.id for record in run.read().records.values()) == sorted(found)
+
+
 def test_lost_creations_are_looked_for_until_the_list_works(server, api, run):
     lost(server, api, run, "inv-1")
     server.fail("GET", *[fs.status(503)] * 9)

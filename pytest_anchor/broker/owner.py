@@ -274,7 +274,6 @@ class Owner:
                 "base_url": api.base_url,
                 "fingerprint": api.fingerprint,
                 "run_id": self.settings.run_id,
-                "folder_inode": run.folder_inode,
                 **marks,
             }
             with self._lock:  # once `finish` has had it, all intents of this process are on record

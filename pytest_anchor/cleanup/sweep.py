@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import TYPE_CHECKING
@@ -173,19 +174,28 @@ def reconcile_with_api(target: SweepTarget, policy: SweepPolicy, *, deadline: fl
         listed = api.sessions_with_tag(run_tag(target.run_id), deadline=deadline)
     except AnchorAPIError as error:
         return error
-    records = run.state.records
-    recorded_ids = {record.id for record in list(records.values())}
-    for session in listed:
-        if time.monotonic() > deadline:
-            return AnchorAPIError("record all that is listed", message=TOO_LATE)
-        nonce = None if session.id in recorded_ids else _nonce_to_record(target, policy, session)
-        if nonce is None:
-            continue
-        record = records.setdefault(nonce, Record(nonce, folder_inode=run.folder_inode))
-        note(run, record, "created", deadline, id=session.id, signature=api.sign(nonce, session.id))
-        if not session.alive:
-            note(run, record, "ended", deadline, ended_by=policy.ended_by, already=True)
-    return None
+    recorded_ids = {record.id for record in list(run.state.records.values())}
+    with suppress(TimeoutError):
+        for session in listed:
+            if time.monotonic() > deadline:
+                break
+            if session.id not in recorded_ids:
+                with run.exclusive(deadline):  # another sweep may have listed the same
+                    _record(target, policy, session, deadline)
+        else:
+            return None
+    return AnchorAPIError("record all that is listed", message=TOO_LATE)
+
+
+def _record(target: SweepTarget, policy: SweepPolicy, session: Listed, deadline: float) -> None:
+    api, run = target.api, target.run
+    nonce = _nonce_to_record(target, policy, session)
+    if nonce is None:
+        return
+    record = run.state.records.setdefault(nonce, Record(nonce, folder_inode=run.folder_inode))
+    note(run, record, "created", deadline, id=session.id, signature=api.sign(nonce, session.id))
+    if not session.alive:
+        note(run, record, "ended", deadline, ended_by=policy.ended_by, already=True)
 
 
 def _nonce_to_record(target: SweepTarget, policy: SweepPolicy, session: Listed) -> str | None:
@@ -199,9 +209,10 @@ def _nonce_to_record(target: SweepTarget, policy: SweepPolicy, session: Listed) 
     # A copy of the record may lie about, whose original is another run's.
     if not target.is_about(nonce) or not run.owns(records[nonce]):
         return None
-    if records[nonce].id is not None:
-        return f"{nonce}-{session.id}"  # the API made two sessions of one creation
-    return nonce
+    if records[nonce].id is None:
+        return nonce
+    second = f"{nonce}-{session.id}"  # the API made two sessions of one creation
+    return None if records[nonce].id == session.id or second in records else second
 
 
 def _open(records: Iterable[Record]) -> list[Record]:

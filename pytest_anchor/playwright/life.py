@@ -54,24 +54,24 @@ class LaunchedBrowser:
             return
         is_usable = self.browser.is_connected() and not self.lease.is_due
         self.is_closed = True
-        is_over = False
+        is_well = False
         try:
-            is_over = await self._disconnected(*args, **options)
+            is_well = await self._disconnect_for_good(*args, **options)
         finally:
-            is_usable = is_usable and is_over
+            is_usable = is_usable and is_well
             await apis.without_blocking(self.browser, lambda: self._sessions.give_back(self.lease, is_usable=is_usable))
 
     async def disconnect(self) -> None:
         """Close the browser, and leave the session to its factory."""
         if not self.is_closed:
             self.is_closed = True
-            await self._disconnected()
+            await self._disconnect_for_good()
 
-    async def _disconnected(self, *args: Any, **options: Any) -> bool:
-        """Close the browser; ``False`` if Playwright had an error of its own, of which the session takes no harm.
+    async def _disconnect_for_good(self, *args: Any, **options: Any) -> bool:
+        """Close the browser even where Playwright has an error to raise first; returns whether it had none.
 
-        What went wrong in an event, Playwright raises at the next call, and does nothing else there. A Ctrl-C may be
-        followed by such an error, which would make a crash of pytest's end.
+        Playwright raises an error of an event at the next call, and does not do what was called for. Ctrl-C may leave
+        such an error of Playwright's own, which would turn the end of the run into a crash of pytest.
         """
         __tracebackhide__ = True
         try:
@@ -79,9 +79,9 @@ class LaunchedBrowser:
         except Exception as error:
             with suppress(Exception):  # it may be gone, and the first error counts
                 await apis.settle(self._disconnect(*args, **options))
-            if not apis.is_error(error):
-                raise
-            return False
+            if self._sessions.is_interrupted and apis.is_error(error):
+                return False
+            raise
         return True
 
     def forget(self) -> None:
@@ -226,5 +226,9 @@ class Connection:
         launched: LaunchedBrowser | None = getattr(self._browser, ATTRIBUTE, None)
         if launched is None:
             await apis.settle(self._browser.close())
-        else:
+            return
+        if self._browser.is_connected():
+            await launched.disconnect()
+            return
+        with suppress(Exception):  # what is gone cannot be closed, and the test has failed of it already
             await launched.disconnect()

@@ -77,6 +77,11 @@ class Sessions:
         self._of_the_run: AnchorSessionFactory | None = None
         self.is_over = True  # whether no fixture can be asked for: nothing is set up yet, or it is being torn down
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the run ends by Ctrl-C or SIGTERM."""
+        return self._plugin.is_interrupted
+
     def source(self, holder: Holder | None) -> AnchorSessionFactory:
         """The factory that ends its sessions when *holder* is torn down, or with the worker where that keeps them."""
         if holder is None or self.is_over:

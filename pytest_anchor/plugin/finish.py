@@ -36,8 +36,7 @@ def finish_worker(session: pytest.Session, exitstatus: int, plugin: Plugin) -> B
         _tear_down(session, exitstatus)
     except BaseException as error:  # noqa: BLE001 - raised again
         failure = error
-    interrupted = session.exitstatus == pytest.ExitCode.INTERRUPTED
-    timeout = TEARDOWN_TIMEOUT if interrupted else plugin.client.settings.sweep_timeout / 2
+    timeout = TEARDOWN_TIMEOUT if plugin.is_interrupted else plugin.client.settings.sweep_timeout / 2
     with suppress(AnchorError):  # the final sweep meets the same, and reports it
         answer = plugin.client.request("finish", timeout=timeout, again=True)
         session.config.workeroutput["pytest_anchor"] = answer["records"]  # type: ignore[attr-defined]
@@ -94,7 +93,7 @@ def _sweep(session: pytest.Session, plugin: Plugin, *, hurried: bool) -> dict[st
             on_note=lambda note: progress(*note),
             again=True,
             has_remote_workers=plugin.has_remote_workers,
-            interrupted=session.exitstatus == pytest.ExitCode.INTERRUPTED,
+            interrupted=plugin.is_interrupted,
             verbose=verbose,
         )
     except KeyboardInterrupt:

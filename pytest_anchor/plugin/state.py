@@ -58,6 +58,11 @@ class Plugin:
         self._restore_logs: Callable[[], None] | None = None
 
     @property
+    def is_interrupted(self) -> bool:
+        """Whether the run ends by Ctrl-C or SIGTERM."""
+        return self.session is not None and self.session.exitstatus == pytest.ExitCode.INTERRUPTED
+
+    @property
     def is_child(self) -> bool:
         """Whether this process was forked by a test, and has gone on."""
         return self.client.pid != self._pid

@@ -49,6 +49,7 @@ class Run:
         self.folder = folder
         self.state = State()
         self._offset = 0
+        self._writing = threading.RLock()  # taken before the other, where both are
         self._reading = threading.RLock()
         self._broker_lock: int | None = None
         self._claim: int | None = None
@@ -69,7 +70,7 @@ class Run:
                     raise Timeout(str(self.folder / BROKER_LOCK))
             self._broker_lock = lock
             with self._guarded():
-                self._folder_inode = self.folder_inode
+                self._folder_inode = self.folder.stat().st_ino
         except (OSError, Timeout) as error:
             raise unusable(self.folder.parent, error) from error
 
@@ -89,11 +90,10 @@ class Run:
 
         :raises AnchorRegistryError: the registry cannot be used any more.
         """
-        with self._reading:
+        with self.exclusive(), self._reading:
             if self._broker_lock is None or self.is_in_place:
                 return
             self.leave()
-            self._folder_inode = None
             self.join()
             self._offset = 0
             for record in list(self.state.records.values()):
@@ -113,7 +113,7 @@ class Run:
         try:
             first = not path.exists()
             self._claim = hold(path)
-            self._folder_inode = self.folder_inode
+            self._folder_inode = self.folder.stat().st_ino
             if first and self._claim is not None:
                 last = (self.folder / JOURNAL).stat().st_mtime
                 os.utime(path, (last, last))
@@ -146,23 +146,40 @@ class Run:
         with self._reading:
             return record.folder_inode == self.folder_inode
 
+    @contextmanager
+    def exclusive(self, deadline: float = float("inf")) -> Iterator[None]:
+        """Let no other thread of this process write, or make the folder anew, meanwhile.
+
+        :param deadline: in ``time.monotonic()`` seconds, until which to wait for it at most.
+        :raises TimeoutError: another thread was still at it then.
+        """
+        if not self._writing.acquire(timeout=min(max(deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)):
+            raise TimeoutError("another thread is still writing to it")
+        try:
+            yield
+        finally:
+            self._writing.release()
+
     def append(self, event: str, nonce: str, *, deadline: float = float("inf"), **fields: Any) -> None:
-        """Write one event, with the time unless it is given.
+        """Write one event, with the time and an intent's ``folder_inode`` unless they are given.
 
         :param deadline: in ``time.monotonic()`` seconds, until which to wait for another writer at most.
         :raises AnchorRegistryError: it could not be written; nothing of it stays in the file.
         """
         line = {"event": event, "nonce": nonce, "time": round(time.time(), 6), **fields}
         try:
-            try:
-                self._append(line, deadline)
-            except FileNotFoundError:
-                if self._broker_lock is None:
-                    raise
-                self.restore()
-                if "folder_inode" in line:
-                    line["folder_inode"] = self.folder_inode
-                self._append(line, deadline)
+            with self.exclusive(deadline):
+                if event == "intent":
+                    line.setdefault("folder_inode", self.folder_inode)
+                try:
+                    self._append(line, deadline)
+                except FileNotFoundError:
+                    if self._broker_lock is None:
+                        raise
+                    self.restore()
+                    if "folder_inode" in line:
+                        line["folder_inode"] = self.folder_inode
+                    self._append(line, deadline)
         except (OSError, Timeout) as error:
             raise unusable(self.folder, error) from error
 
@@ -184,15 +201,16 @@ class Run:
 
         :raises AnchorRegistryError: it could not be.
         """
-        record.folder_inode = self.folder_inode
-        self.state.records[record.nonce] = record
-        if not (record.open or record.unresolved):
-            return
-        intent = ("owner", "test", "time", "base_url", "fingerprint", "run_id", "folder_inode", "ahead", "retried")
-        self.append("intent", record.nonce, **{name: getattr(record, name) for name in intent})
-        if record.id is not None:
-            when = {} if record.created_at is None else {"time": record.created_at}
-            self.append("created", record.nonce, id=record.id, signature=record.signature, **when)
+        with self.exclusive():
+            record.folder_inode = self.folder_inode
+            self.state.records[record.nonce] = record
+            if not (record.open or record.unresolved):
+                return
+            intent = ("owner", "test", "time", "base_url", "fingerprint", "run_id", "ahead", "retried")
+            self.append("intent", record.nonce, **{name: getattr(record, name) for name in intent})
+            if record.id is not None:
+                when = {} if record.created_at is None else {"time": record.created_at}
+                self.append("created", record.nonce, id=record.id, signature=record.signature, **when)
 
     def read(self) -> State:
         """Take in what all owners have written since the last call.

@@ -165,7 +165,7 @@ def test_an_edited_journal_ends_nothing_else_and_is_told(
     server.fail("DELETE", faults.status(403), faults.status(403))  # what cannot be ended is told, too
     for command in (["ls"], ["ls", "--json"], ["sweep", "--dry-run"]):
         assert within(4, lambda command=command: main(command)) == 1
-    status = within(20, lambda: main(["sweep", "--timeout=8"]))
+    status = within(11, lambda: main(["sweep", "--timeout=8"]))
     report = Report(State(), here)
     report.recovered = within(4, next_run)
     out, err = capsys.readouterr()

@@ -40,24 +40,35 @@ def test_ctrl_c(suite: Suite, mode: str, plugins: tuple[str, ...]):
     assert suite.backend.key not in out
 
 
+ERROR_OF_AN_EVENT = """
+from playwright.sync_api import Error
+
+def fail(message):
+    raise {error}("of an event")
+
+def test_waits(browser):
+    page = browser.new_page()
+    page.on("console", fail)
+    page.evaluate("setTimeout(() => console.log(1), 100)")
+    page.wait_for_timeout(600)
+    {end}
+"""
+
+
 @pytest.mark.parametrize("mode", ["test", "worker"])
 def test_ctrl_c_after_an_error_that_playwright_raises_at_its_next_call(suite: Suite, mode: str):
-    suite.write("""
-        from playwright.sync_api import Error
-
-        def fail(message):
-            raise Error("of an event")
-
-        def test_waits(browser):
-            page = browser.new_page()
-            page.on("console", fail)
-            page.evaluate("setTimeout(() => console.log(1), 100)")
-            page.wait_for_timeout(600)
-            raise KeyboardInterrupt
-    """)
+    suite.write(ERROR_OF_AN_EVENT.format(error="Error", end="raise KeyboardInterrupt"))
     run = suite.run(mode)
     assert run.status == pytest.ExitCode.INTERRUPTED, run.out + run.err
     assert "of an event" not in run.err
+
+
+@pytest.mark.parametrize(("mode", "error"), [("test", "Error"), ("worker", "Error"), ("test", "ValueError")])
+def test_an_error_of_an_event_is_shown(suite: Suite, mode: str, error: str):
+    suite.write(ERROR_OF_AN_EVENT.format(error=error, end=""))
+    run = suite.run(mode)
+    assert run.outcomes == {"passed": 1, "error": 1}, run.out
+    assert "of an event" in run.out
 
 
 def test_reruns_repeats_and_the_end_by_a_failure(suite: Suite):

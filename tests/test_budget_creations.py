@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from unittest.mock import ANY
 
 import fault_server as fs
 import pytest
@@ -12,7 +13,7 @@ from pytest_anchor.api import AnchorAPI
 from pytest_anchor.broker import owner as owner_module
 from pytest_anchor.broker.owner import CancelledError, Request
 from pytest_anchor.client import Client
-from pytest_anchor.errors import AnchorAPIError, AnchorError, AnchorLimitError
+from pytest_anchor.errors import AnchorAPIError, AnchorError, AnchorLimitError, Limit
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.session import AnchorSessionFactory
 
@@ -35,6 +36,16 @@ def test_a_creation_that_meets_a_429_waits_and_succeeds(server, serve, settings)
     assert 1.0 < sum(wait.rate for wait in state.waits.values()) < 1.0 + BUSY
     assert (len(state.limited), state.quota, state.window) == (2, 100, 60)
     assert not any(one.retried for one in state.records.values()), "a 429 is not a failure"
+
+
+def test_a_rate_that_an_earlier_run_has_met_is_on_record(server, make_owner, run):
+    owner = make_owner()
+    owner.limits.record_rate_limited("n", time.time(), Limit(retry_after=0.0, quota=100, window=60.0))
+    time.sleep(max(owner.limits.store.read()[0].until - time.time(), 0.0))
+    for _ in range(2):
+        owner.create({}, Request("t"))
+    assert (run.state.quota, run.state.window) == (100, 60)
+    assert list(run.state.waits.values()) == [(0.0, 0.0, ANY, 0.0)], "it is said once"
 
 
 def test_an_api_that_goes_on_with_429_is_not_hammered_and_given_up_in_time(server, make_owner):

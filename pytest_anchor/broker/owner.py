@@ -236,7 +236,8 @@ class Owner:
             self._record_wait(nonce, admission, admitted or time.time())
 
     def _record_wait(self, nonce: str, admission: Admission, moment: float) -> None:
-        if admission.seconds >= WORTH_REPORTING:
+        tells_policy = bool(admission.quota) and not self._run.state.quota
+        if admission.seconds >= WORTH_REPORTING or tells_policy:
             rate, slot = round(admission.seconds - admission.slot_seconds, 3), round(admission.slot_seconds, 3)
             policy: dict[str, float] = {"quota": min(admission.quota, MOST), "window": admission.window}
             if admission.elsewhere_seconds:

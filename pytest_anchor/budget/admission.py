@@ -194,7 +194,6 @@ class Admission:
             raise
 
     def _record_wait(self, seconds: float, decision: AdmissionDecision) -> None:
-        self.quota, self.window = decision.quota, decision.window
         if decision.blocked_by == "slot":
             self.slot_seconds += seconds - self.seconds
         if decision.waits_for_others(self._limits.holders.run):
@@ -205,6 +204,7 @@ class Admission:
         limits = self._limits
         decision = limits.try_admit(limits.applicant(self, nonce, self_blocked=self_blocked))
         self.number = decision.number
+        self.quota, self.window = decision.quota, decision.window
         return decision
 
     def _describe_failure(self, decision: AdmissionDecision) -> str:

@@ -186,7 +186,7 @@ def try_admit(state: State, now: float, applicant: Applicant) -> tuple[State, Ad
     if is_first and not full and wait <= 0:
         slot = Slot(applicant.run, applicant.owner)
         state = _begin(state._replace(queue=tuple(others)), now, applicant.nonce, slot, applicant.cap)
-        return state, AdmissionDecision(entry.number, began=now)
+        return state, AdmissionDecision(entry.number, began=now, quota=state.quota, window=state.window)
     is_fresh = entry.run in state.leases or abs(now - entry.seen) < REFRESH_INTERVAL
     entry = entry._replace(
         cap=applicant.cap,

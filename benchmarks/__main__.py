@@ -10,6 +10,7 @@ import sys
 NAMES = (
     "unused",
     "create_end",
+    "start",
     "journal",
     "limits",
     "suite",

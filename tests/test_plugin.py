@@ -529,3 +529,27 @@ def test_fixtures_and_markers(run: Runner):
 def test_strict_markers(run: Runner):
     test = "import pytest\n@pytest.mark.anchor\ndef test_a(): pass"
     run(test, "--strict-markers", "--strict-config").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "started"), [([], "True"), (["-k", "first"], "False"), (["--collect-only"], "False")]
+)
+def test_the_broker_starts_while_tests_are_collected(
+    run: Runner, pytester: pytest.Pytester, options: list[str], started: str
+):
+    """Not where it is not known yet whether a test will be selected that needs it."""
+    pytester.makeconftest(
+        """
+        from pytest_anchor.plugin.state import PLUGIN
+
+        def pytest_collectstart(collector):
+            if collector.name == "test_second.py":
+                print("\\nstarted:", collector.config.stash[PLUGIN].client.is_connected)
+        """
+    )
+    pytester.makepyfile(
+        test_first="def test_first(anchor_session): anchor_session()", test_second="def test_second(): pass"
+    )
+    result = run("", "-s", *options)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines([f"started: {started}"])

@@ -98,13 +98,23 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                 plugin.client.request("recover", timeout=0.0)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Start the broker while other tests are collected, which may take as long as its start."""
+    plugin = item.config.stash[PLUGIN]
+    if not plugin.has_met_fixtures and _uses_fixtures(item):
+        plugin.has_met_fixtures = True
+        option = item.config.option
+        if not (option.collectonly or option.keyword or option.markexpr):  # it may be deselected
+            _start_broker(plugin)
+
+
 @pytest.hookimpl(tryfirst=True)  # a worker's controller learns of it afterwards, and finds the broker
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the broker while nothing waits for it, and no test has changed anything yet."""
     plugin = session.config.stash[PLUGIN]
     if session.config.option.collectonly or not plugin.runs_tests:
         return
-    if any(not FIXTURES.isdisjoint(getattr(item, "fixturenames", ())) for item in session.items):
+    if any(map(_uses_fixtures, session.items)):
         # All that a test will need is imported now: under a test's patch, nothing may be importable any more.
         from .. import session as _session  # noqa: F401
         from . import finish, outcomes, redaction, signals, upcoming, wait_status  # noqa: F401
@@ -112,8 +122,17 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         if not sys.modules.keys().isdisjoint({"asyncio", "trio"}):  # without these, no test can be asynchronous
             from .. import async_session  # noqa: F401
 
-        with suppress(AnchorError):  # the first test that asks for a session meets the same
-            plugin.client.start()
+        if not plugin.client.is_connected:
+            _start_broker(plugin)
+
+
+def _uses_fixtures(item: pytest.Item) -> bool:
+    return not FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def _start_broker(plugin: Plugin) -> None:
+    with suppress(AnchorError):  # the first test that asks for a session meets the same
+        plugin.client.start()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -35,6 +35,7 @@ class Plugin:
     :ivar session: pytest's own, once it has begun.
     :ivar item: the test that runs.
     :ivar runs_tests: whether this process does; an xdist controller does not.
+    :ivar has_met_fixtures: whether a test was collected that uses a fixture of ours.
     :ivar has_remote_workers: whether workers with a registry of their own may have left sessions.
     :ivar remarks: sentences on what this run asked for in vain, for its end, in the order in which they came up.
     :ivar report: what the broker reports at the end of the run, until it is shown.
@@ -50,6 +51,7 @@ class Plugin:
         self._test_began = 0.0
         self.photographers: list[Callable[[], dict[str, list[bytes]]]] = []  # take screenshots of pages, by nonces
         self.runs_tests = True
+        self.has_met_fixtures = False
         self.has_remote_workers = False
         self.remarks: dict[str, None] = {}
         self.report: dict[str, Any] | None = None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -83,9 +86,8 @@ def registry(settings: Settings) -> Settings:
     return settings._replace(folder=settings.folder.parent)
 
 
-@pytest.mark.parametrize("clean_up", [sweep, recovery, takeover])
 def test_a_kill_before_any_line_loses_nothing(
-    server: FaultServer, api: AnchorAPI, registry: Settings, monkeypatch: pytest.MonkeyPatch, clean_up
+    server: FaultServer, api: AnchorAPI, registry: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     for module in (broker_module, reaper_module):
         monkeypatch.setattr(module, "KILLED_GRACE", GRACE)
@@ -108,19 +110,30 @@ def test_a_kill_before_any_line_loses_nothing(
         "AnchorAPI.create",
         "HTTPConnection.send",
     } <= names
-
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda run: clean_up(api, run), runs.values()))
-
-    (survivor,) = sessions_of(server, Run(registry.folder / f"run{len(lines):04}"))
-    assert set(server.alive) == {stranger, survivor}
-    for number, line in lines:
-        state = runs[number].read()
-        states = [record.state for record in state.records.values()]
-        if number in with_session:
-            assert states in (["ended"], []), line  # the next run forgets what is over
-        else:
-            assert states in (["pending"], ["lost"], []), line
-        assert not state.unreadable, line
     # Both kinds were met: killed too early for a session, and too late for a record of it.
     assert 10 < len(with_session) < len(lines) - 10
+    (survivor,) = sessions_of(server, Run(registry.folder / f"run{len(lines):04}"))
+
+    # Each cleans up after the same deaths. A folder's inode is on record, so it stays; only the last removes it.
+    left = shutil.copytree(registry.folder, tmp_path / "left")
+    sessions = deepcopy(server.sessions)
+    for clean_up in (sweep, takeover, recovery):
+        for file in [file for run in runs.values() for file in run.folder.iterdir()]:
+            file.unlink()
+        shutil.copytree(left, registry.folder, dirs_exist_ok=True)
+        server.sessions = deepcopy(sessions)
+        runs = {number: Run(run.folder) for number, run in runs.items()}
+        assert len(server.alive) == len(with_session) + 2
+
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(partial(clean_up, api), runs.values()))
+
+        assert set(server.alive) == {stranger, survivor}, clean_up
+        for number, line in lines:
+            state = runs[number].read()
+            states = [record.state for record in state.records.values()]
+            if number in with_session:
+                assert states in (["ended"], []), (clean_up, line)  # the next run forgets what is over
+            else:
+                assert states in (["pending"], ["lost"], []), (clean_up, line)
+            assert not state.unreadable, (clean_up, line)

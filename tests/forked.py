@@ -28,7 +28,7 @@ from subprocess import TimeoutExpired
 from typing import IO, Any
 from weakref import finalize
 
-from processes import PATIENCE, environment
+from processes import CHECKOUT, PATIENCE, environment
 
 LONGEST = 4096  # bytes of a command line, as /proc shows it
 NUMBER = struct.Struct("=i")
@@ -134,16 +134,24 @@ class ForkedProcess:
 
     :param args: a command line of Python's.
     :param server: has the address of the process that forks it.
-    :param stdin: what it reads.
+    :param stdin: what it reads; where it is ``None``, what is written to the attribute of that name.
     """
 
     def __init__(
-        self, args: list[str], cwd: Path, env: dict[str, str], server: Callable[[], str], stdin: str = "", **more: Any
+        self,
+        args: list[str],
+        cwd: Path,
+        env: dict[str, str],
+        server: Callable[[], str],
+        stdin: str | None = "",
+        **more: Any,
     ) -> None:
         self.args = args
         given, out, err = (os.pipe() for _ in range(3))
-        os.write(given[1], stdin.encode())
-        os.close(given[1])
+        self.stdin = os.fdopen(given[1], "w", encoding="utf-8")
+        if stdin is not None:
+            with self.stdin:
+                self.stdin.write(stdin)
         fds = [given[0], out[1], err[1]]
         try:
             self._end, self.pid = fork(server(), fds, arguments=args, env=env, cwd=str(cwd), **more)
@@ -204,6 +212,20 @@ class ForkedProcess:
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
+
+
+@contextmanager
+def forked_script(code: str, *arguments: object) -> Iterator[ForkedProcess]:
+    """As :func:`processes.script`, forked, and so are the brokers that it starts."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    process = ForkedProcess(command, Path.cwd(), env, pytest_server, stdin=None, brokers=broker_server())
+    with process.stdin, process.stdout, process.stderr:
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait(PATIENCE)
 
 
 class ForkedPytest(ForkedProcess):

@@ -5,12 +5,13 @@ import os
 import shutil
 import signal
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import fault_server as fs
 import pytest
 from fault_server import KEY
+from forked import forked_script
 from killable import PROCESS, Process, kill_broker, log, states
 from processes import children, is_alive, script, status, stop
 from real_runs import Suite, processes_in, until
@@ -44,9 +45,8 @@ def brokers(settings):
     shutil.rmtree(settings.socket_folder, ignore_errors=True)
 
 
-@pytest.fixture
-def start(settings, monkeypatch, brokers):
-    """Start a process of the run; the first is the run's main one."""
+@contextmanager
+def starting(settings, monkeypatch, script):
     monkeypatch.setenv("ANCHORBROWSER_API_KEY", KEY)
     with ExitStack() as stack:
 
@@ -54,6 +54,20 @@ def start(settings, monkeypatch, brokers):
             values = settings._replace(**{"reaper": reaper, "main_pid": 0, **changes}).for_worker(name)
             return Process(stack.enter_context(script(PROCESS, json.dumps(values))))
 
+        yield start
+
+
+@pytest.fixture
+def start(settings, monkeypatch, brokers):
+    """Have a process of the run; the first is the run's main one."""
+    with starting(settings, monkeypatch, forked_script) as start:
+        yield start
+
+
+@pytest.fixture
+def really_start(settings, monkeypatch, brokers):
+    """As `start`, with interpreters of their own, the broker's too: for what a process has from its start."""
+    with starting(settings, monkeypatch, script) as start:
         yield start
 
 
@@ -90,8 +104,8 @@ def test_later_creations_use_the_one_that_there_is(start, brokers):
     assert brokers() == first
 
 
-def test_it_is_in_a_session_of_its_own_and_a_child_of_no_test_process(start, brokers):
-    process = start()
+def test_it_is_in_a_session_of_its_own_and_a_child_of_no_test_process(really_start, brokers):
+    process = really_start()
     process.do("umask")
     process.create()
     (pid,) = brokers()
@@ -101,8 +115,8 @@ def test_it_is_in_a_session_of_its_own_and_a_child_of_no_test_process(start, bro
     assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
 
 
-def test_it_holds_no_descriptor_of_the_process_that_started_it(start, brokers, tmp_path):
-    process = start()
+def test_it_holds_no_descriptor_of_the_process_that_started_it(really_start, brokers, tmp_path):
+    process = really_start()
     process.create()
     (pid,) = brokers()
     mine = {Path(f"/proc/{process.pid}/fd/{n}").readlink() for n in range(3)}
@@ -110,8 +124,8 @@ def test_it_holds_no_descriptor_of_the_process_that_started_it(start, brokers, t
     assert mine & theirs == set()
 
 
-def test_the_key_is_nowhere_to_be_seen(settings, folder, start, brokers):
-    process = start()
+def test_the_key_is_nowhere_to_be_seen(settings, folder, really_start, brokers):
+    process = really_start()
     process.create()
     (pid,) = brokers()
     shown = b"".join(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
@@ -129,11 +143,11 @@ def test_the_key_is_nowhere_to_be_seen(settings, folder, start, brokers):
 # it waits
 
 
-def test_it_costs_next_to_nothing_while_it_waits(start, brokers, monkeypatch):
+def test_it_costs_next_to_nothing_while_it_waits(really_start, brokers, monkeypatch):
     for name in os.environ:
         if name.startswith("COV"):  # a measurement of coverage is no part of it
             monkeypatch.delenv(name)
-    process = start()
+    process = really_start()
     process.create()
     (pid,) = brokers()
     tasks = Path(f"/proc/{pid}/task")

@@ -192,12 +192,30 @@ def _wait(pid: int) -> None:
 
 
 def _warm_up(folder: Path) -> None:
-    """Have pytest import and compile what every run needs."""
+    """Have pytest import, compile and parse what every run needs, and what one needs that is interrupted."""
+    _keep_trees()
     folder.mkdir()
     (folder / "pytest.ini").touch()
+    test = folder / "warm_up.py"
+    test.write_text("def test_it(): raise KeyboardInterrupt")
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     with redirect_stdout(io.StringIO()):
-        sys.modules["pytest"].main(["--collect-only", "-p", "no:cacheprovider", str(folder)])
+        sys.modules["pytest"].main(["-p", "no:cacheprovider", str(test)])
+    del sys.modules["warm_up"]
+
+
+def _keep_trees() -> None:
+    """Have pytest parse each file once, not for each traceback: a Ctrl-C's leads through many of its own."""
+    module = import_module("_pytest._code.code")
+    find, trees = module.getstatementrange_ast, {}
+
+    def find_and_keep(lineno: int, source: Any, assertion: bool = False, astnode: Any = None) -> Any:
+        key = tuple(source.lines)
+        found = find(lineno, source, assertion, astnode or trees.get(key))
+        trees[key] = found[0]
+        return found
+
+    module.getstatementrange_ast = find_and_keep
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,29 @@ def with_path(suite: Suite, path: str) -> dict[str, str]:
     return {**environment(**suite.server.env), "PYTHONPATH": path}
 
 
+@pytest.fixture
+def python(suite: Suite) -> Path:
+    """An interpreter of the suite's own, with all that is installed here."""
+    home = suite.folder.with_name(f"{suite.folder.name}-venv")
+    venv.create(home, symlinks=True)
+    (site,) = home.glob("lib/python*/site-packages")
+    (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n{CHECKOUT}\n")
+    return home / "bin" / "python"
+
+
+@pytest.fixture
+def customized(python: Path) -> Path:
+    """Where a file named sitecustomize.py is imported by every process of that interpreter's, before all else."""
+    (site,) = python.parents[1].glob("lib/python*/site-packages")
+    return site
+
+
+def for_brokers(suite: Suite, python: Path) -> None:
+    """Have only brokers be that interpreter's: they are started, though pytest is forked."""
+    with (suite.folder / "conftest.py").open("a") as conftest:  # read before the plugin is configured
+        conftest.write(f"import sys\nsys.executable = {str(python)!r}\n")
+
+
 SHADOWS = "import sys\nopen({path!r}, 'a').write(f'{{__name__}} in {{sys.orig_argv}}\\n')\n"
 # What the broker imports, and pytest does not before the suite's conftest.py is read.
 MODULES = ("requests.py", "filelock.py", "urllib3/__init__.py", "certifi.py", "hmac.py", "idna/__init__.py")
@@ -47,7 +71,7 @@ def test_the_broker_imports_nothing_of_the_suites(suite: Suite, path: str):
     assert not imported.exists() or "pytest_anchor.broker" not in imported.read_text()
 
 
-def test_the_broker_imports_none_of_the_standard_librarys_names_from_the_suites(suite: Suite):
+def test_the_broker_imports_none_of_the_standard_librarys_names_from_the_suites(suite: Suite, python: Path):
     """By the time that a conftest.py puts the root first on the path, pytest has imported these from where they are."""
     imported = suite.folder / "imported"
     names = ("json", "socket", "threading", "http", "email", "queue", "hashlib", "uuid", "select", "logging")
@@ -57,22 +81,12 @@ def test_the_broker_imports_none_of_the_standard_librarys_names_from_the_suites(
     suite.write(
         "import sys\nfrom pathlib import Path\nsys.path.insert(0, str(Path(__file__).parent / 'lib'))\n", "conftest.py"
     )
+    for_brokers(suite, python)
     assert_works(suite)
     assert not imported.exists() or "pytest_anchor.broker" not in imported.read_text()
 
 
-@pytest.fixture
-def customized(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a file named sitecustomize.py is imported by every Python process of the suite's, before all else."""
-    home = suite.folder.with_name(f"{suite.folder.name}-venv")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
-    (site,) = home.glob("lib/python*/site-packages")
-    (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n{CHECKOUT}\n")
-    monkeypatch.setattr(sys, "executable", str(home / "bin" / "python"))
-    return site
-
-
-def test_the_broker_is_of_the_version_that_the_run_has(suite: Suite, customized: Path):
+def test_the_broker_is_of_the_version_that_the_run_has(suite: Suite, python: Path, customized: Path):
     """From a checkout, though another version is installed."""
     package = customized / "pytest_anchor"
     package.mkdir()
@@ -80,7 +94,7 @@ def test_the_broker_is_of_the_version_that_the_run_has(suite: Suite, customized:
     suite.write(CREATES)
     code = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); import pytest; sys.exit(pytest.main(['-p', 'pytest_anchor', '--anchor-reaper', 'off']))"
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [python, "-c", code],
         cwd=suite.folder,
         env=environment(**suite.server.env) | {"PYTHONPATH": ""},
         capture_output=True,
@@ -132,15 +146,21 @@ signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))
 }
 
 
+# pytest itself says or does something else with these.
+ONLY_BROKERS = ("prints", "cannot print", "asks for no bytecode, in another folder", "fails")
+
+
 @pytest.mark.parametrize("name", CUSTOMIZATIONS)
-def test_no_customization_keeps_a_broker_from_its_start(suite: Suite, customized: Path, name: str):
-    only_broker = name in ("prints", "cannot print", "asks for no bytecode, in another folder", "fails")
-    text = CUSTOMIZATIONS[name]
-    if only_broker:  # pytest itself says or does something else with it
-        lines = "".join(f"    {line}\n" for line in text.splitlines())
-        text = f"import sys\nif '-c' in sys.orig_argv:\n{lines}"
-    (customized / "sitecustomize.py").write_text(text)
-    assert_works(suite, env=environment(**suite.server.env))
+def test_no_customization_keeps_a_broker_from_its_start(
+    suite: Suite, python: Path, customized: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    (customized / "sitecustomize.py").write_text(CUSTOMIZATIONS[name])
+    if name in ONLY_BROKERS:
+        for_brokers(suite, python)
+        assert_works(suite)
+    else:
+        monkeypatch.setattr(sys, "executable", str(python))
+        assert_works(suite, env=environment(**suite.server.env))
 
 
 DIES = {
@@ -151,10 +171,11 @@ DIES = {
 
 
 @pytest.mark.parametrize("how", DIES)
-def test_a_broker_that_cannot_start_is_an_error_and_no_session(suite: Suite, customized: Path, how: str):
-    (customized / "sitecustomize.py").write_text(f"import os, sys\nif '-c' in sys.orig_argv: {DIES[how]}\n")
+def test_a_broker_that_cannot_start_is_an_error_and_no_session(suite: Suite, python: Path, customized: Path, how: str):
+    (customized / "sitecustomize.py").write_text(f"import os, sys\n{DIES[how]}\n")
+    for_brokers(suite, python)
     suite.write(CREATES + "def test_b(): pass\n")
-    run = suite.run(reaper=True, env=environment(**suite.server.env))
+    run = suite.run(reaper=True)
     assert run.outcomes == {"failed": 1, "passed": 1}
     assert "did not start: " in run.out
     assert "No session is created without it; the next request tries again." in run.out
@@ -163,12 +184,13 @@ def test_a_broker_that_cannot_start_is_an_error_and_no_session(suite: Suite, cus
     suite.wait_for_quiet()
 
 
-def test_a_start_that_failed_is_tried_again(suite: Suite, customized: Path):
+def test_a_start_that_failed_is_tried_again(suite: Suite, python: Path, customized: Path):
     (customized / "sitecustomize.py").write_text(
-        f"import os, sys\nif '-c' in sys.orig_argv and not os.path.exists({str(suite.folder / 'works')!r}): os._exit(3)\n"
+        f"import os\nif not os.path.exists({str(suite.folder / 'works')!r}): os._exit(3)\n"
     )
+    for_brokers(suite, python)
     suite.write(CREATES + "def test_b(): open('works', 'w').close()\ndef test_c(anchor_session): anchor_session()\n")
-    run = suite.run(reaper=True, env=environment(**suite.server.env))
+    run = suite.run(reaper=True)
     assert run.outcomes == {"failed": 1, "passed": 2}
     assert suite.server.count("POST") == 1
     suite.wait_for_quiet()

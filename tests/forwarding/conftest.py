@@ -25,7 +25,7 @@ from pytest_anchor.playwright.credentials import forward_credentials
 from pytest_anchor.session import AnchorSession, AnchorSessionFactory
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def elsewhere() -> Iterator[Elsewhere]:
     """A local backend with a network of its own."""
     backend = Elsewhere()

@@ -177,17 +177,17 @@ def test_a_form_with_a_file_of_the_browsers_machine(page: Page, servers: Servers
     assert servers.bodies[-1] == (len(content), hashlib.sha256(content).hexdigest())
 
 
-def test_20_megabytes_up(page: Page, servers: Servers):
+def test_9_megabytes_up(page: Page, servers: Servers):
     script = """async () => { const part = Uint8Array.from({length: 1 << 20}, (_, i) => i % 251);
-        const body = new Blob(Array(20).fill(part)); return (await fetch('/upload', {method: 'POST', body})).json() }"""
-    digest = hashlib.sha256(PATTERN * 20).hexdigest()
-    assert page.evaluate(script) == {"size": 20 << 20, "digest": digest}
+        const body = new Blob(Array(9).fill(part)); return (await fetch('/upload', {method: 'POST', body})).json() }"""
+    digest = hashlib.sha256(PATTERN * 9).hexdigest()
+    assert page.evaluate(script) == {"size": 9 << 20, "digest": digest}
 
 
-def test_20_megabytes_down(page: Page):
-    script = """fetch('/big?mb=20').then(r => r.arrayBuffer()).then(b => crypto.subtle.digest('SHA-256', b))
+def test_9_megabytes_down(page: Page):
+    script = """fetch('/big?mb=9').then(r => r.arrayBuffer()).then(b => crypto.subtle.digest('SHA-256', b))
         .then(d => [...new Uint8Array(d)].map(n => n.toString(16).padStart(2, '0')).join(''))"""
-    assert page.evaluate(script) == hashlib.sha256(BIG * 20).hexdigest()
+    assert page.evaluate(script) == hashlib.sha256(BIG * 9).hexdigest()
 
 
 @pytest.mark.xfail(reason="a message of CDP has 100 MiB at most", strict=True)

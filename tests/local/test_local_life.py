@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import requests
 from backend import ROOT, Backend, processes, until
+from forked import ForkedProcess, local_server
 from processes import PATIENCE, read_line
 
 from pytest_anchor.registry.locks import BROKER_LOCK, note_process
 
+PROGRAM = (sys.executable, "-m", "pytest_anchor", "local")
 SOON = 2.0  # seconds: the promise
 
 
@@ -145,18 +147,9 @@ def test_a_run_that_cannot_be_watched(tmp_path: Path):
     assert "Is a directory" in said
 
 
-def run(*arguments: str, stdin: str = "", **environ: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest_anchor", "local", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environ},
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+def run(*arguments: str) -> tuple[int, str]:
+    process = ForkedProcess([*PROGRAM, *arguments], ROOT, dict(os.environ), local_server)
+    return process.wait(20), "".join(process.communicate(20))
 
 
 @pytest.mark.parametrize(
@@ -214,6 +207,9 @@ def test_help():
 
 def test_without_aiohttp(tmp_path: Path):
     (tmp_path / "aiohttp.py").write_text("raise ModuleNotFoundError(\"No module named 'aiohttp'\", name='aiohttp')")
-    status, output = run("--browserless", PYTHONPATH=str(tmp_path))
-    assert status == 2
-    assert output == "The local backend needs aiohttp: pip install 'pytest-anchor[local]'.\n"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [*PROGRAM, "--browserless"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout + done.stderr == "The local backend needs aiohttp: pip install 'pytest-anchor[local]'.\n"

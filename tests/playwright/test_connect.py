@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -17,40 +19,55 @@ from pytest_anchor.playwright.connect import connect
 
 pytestmark = pytest.mark.slow
 
+TitleOf = Callable[[SimpleNamespace], str]
+
 
 def session_of(created: dict[str, str], **more: str) -> SimpleNamespace:
     return SimpleNamespace(**{"label": f"session {created['id']}", "cdp_url": created["cdp_url"], **more})
 
 
-def title_by_sync(session: SimpleNamespace) -> str:
+@contextmanager
+def by_sync() -> Iterator[TitleOf]:
     with sync_playwright() as playwright:
-        browser = connect(playwright, session)
-        page = browser.contexts[0].pages[0]
-        page.set_content("<title>hello</title>")
-        return page.title()
+
+        def title_of(session: SimpleNamespace) -> str:
+            browser = connect(playwright, session)
+            page = browser.contexts[0].pages[0]
+            page.set_content("<title>hello</title>")
+            title = page.title()
+            browser.close()
+            return title
+
+        yield title_of
 
 
-def title_by_async(session: SimpleNamespace) -> str:
-    async def work() -> str:
-        async with async_playwright() as playwright:
+@contextmanager
+def by_async() -> Iterator[TitleOf]:
+    with closing(asyncio.new_event_loop()) as loop:
+        playwright = loop.run_until_complete(async_playwright().start())
+
+        async def title_of(session: SimpleNamespace) -> str:
             browser = await connect(playwright.chromium, session)
             page = browser.contexts[0].pages[0]
             await page.set_content("<title>hello</title>")
-            return await page.title()
+            title = await page.title()
+            await browser.close()
+            return title
 
-    return asyncio.run(work())
-
-
-@pytest.fixture(params=[title_by_sync, title_by_async], ids=["sync", "async"])
-def title_of(request: pytest.FixtureRequest):
-    def title_of(session: SimpleNamespace) -> str:
-        with ThreadPoolExecutor(1) as pool:  # where no other event loop is
-            return pool.submit(request.param, session).result(60)
-
-    return title_of
+        yield lambda session: loop.run_until_complete(title_of(session))
+        loop.run_until_complete(playwright.stop())
 
 
-@pytest.fixture
+@pytest.fixture(params=[by_sync, by_async], ids=["sync", "async"], scope="module")
+def title_of(request: pytest.FixtureRequest) -> Iterator[TitleOf]:
+    with ThreadPoolExecutor(1) as pool:  # where no other event loop is
+        api = request.param()
+        title_of = pool.submit(api.__enter__).result(60)
+        yield lambda session: pool.submit(title_of, session).result(60)
+        pool.submit(api.__exit__, None, None, None).result(60)
+
+
+@pytest.fixture(scope="module")
 def created(chromium: Backend):
     created = chromium.create()
     yield created

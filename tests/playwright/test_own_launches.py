@@ -48,17 +48,29 @@ def test_asyncio():
 
 
 @pytest.fixture(scope="class")
-def browser():
+def playwright():
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch()
-        yield browser
-        browser.close()
+        yield playwright
+
+
+@pytest.fixture(scope="class")
+def browser(playwright):
+    browser = playwright.chromium.launch()
+    yield browser
+    browser.close()
 
 
 class TestShared:
     @pytest.mark.parametrize("number", range(2))
     def test_fixture(self, browser, number):
         assert title(browser) == "hello"
+
+    def test_profile(self, playwright, tmp_path):
+        with pytest.raises(AnchorConfigError, match="use launch.* and new_context"):
+            playwright.chromium.launch_persistent_context(tmp_path)
+
+    def test_firefox(self, playwright):
+        playwright.firefox.launch()
 
 
 class TestCase(unittest.TestCase):
@@ -77,16 +89,6 @@ class TestCase(unittest.TestCase):
 
     def test_two(self):
         assert title(self.browser) == "hello"
-
-
-def test_profile(tmp_path):
-    with sync_playwright() as playwright, pytest.raises(AnchorConfigError, match="use launch.* and new_context"):
-        playwright.chromium.launch_persistent_context(tmp_path)
-
-
-def test_firefox():
-    with sync_playwright() as playwright:
-        playwright.firefox.launch()
 """
 
 

@@ -532,19 +532,23 @@ def test_strict_markers(run: Runner):
 
 
 @pytest.mark.parametrize(
-    ("options", "started"), [([], "True"), (["-k", "first"], "False"), (["--collect-only"], "False")]
+    ("options", "early", "at_all"),
+    [([], True, True), (["-k", "first"], False, True), (["--collect-only"], False, False)],
 )
 def test_the_broker_starts_while_tests_are_collected(
-    run: Runner, pytester: pytest.Pytester, options: list[str], started: str
+    run: Runner, pytester: pytest.Pytester, options: list[str], early: bool, at_all: bool
 ):
-    """Not where it is not known yet whether a test will be selected that needs it."""
+    """Afterwards where it is not known yet whether a test will be selected that needs it."""
     pytester.makeconftest(
         """
         from pytest_anchor.plugin.state import PLUGIN
 
         def pytest_collectstart(collector):
             if collector.name == "test_second.py":
-                print("\\nstarted:", collector.config.stash[PLUGIN].client.is_connected)
+                print("\\nearly:", collector.config.stash[PLUGIN].client.is_connected)
+
+        def pytest_runtestloop(session):
+            print("\\nat all:", session.config.stash[PLUGIN].client.is_connected)
         """
     )
     pytester.makepyfile(
@@ -552,4 +556,4 @@ def test_the_broker_starts_while_tests_are_collected(
     )
     result = run("", "-s", *options)
     assert result.ret == 0
-    result.stdout.fnmatch_lines([f"started: {started}"])
+    result.stdout.fnmatch_lines([f"early: {early}", f"at all: {at_all}"])

@@ -44,7 +44,6 @@ BY_ASYNC = (
     .replace("browser.new_page().evaluate", "await (await browser.new_page()).evaluate")
     .replace("browser.close()", "await browser.close()")
 )
-APIS = pytest.mark.parametrize(("plugins", "test"), [(SYNC, BY_SYNC), (ASYNC, BY_ASYNC)], ids=["sync", "asyncio"])
 
 
 @pytest.mark.parametrize(

@@ -37,16 +37,23 @@ def python(suite: Suite) -> Path:
     """An interpreter of the suite's own, with all that is installed here."""
     home = suite.folder.with_name(f"{suite.folder.name}-venv")
     venv.create(home, symlinks=True)
-    (site,) = home.glob("lib/python*/site-packages")
-    (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n{CHECKOUT}\n")
-    return home / "bin" / "python"
+    python = home / "bin" / "python"
+    (packages_of(python) / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n{CHECKOUT}\n")
+    return python
 
 
-@pytest.fixture
-def customized(python: Path) -> Path:
-    """Where a file named sitecustomize.py is imported by every process of that interpreter's, before all else."""
+def packages_of(python: Path) -> Path:
     (site,) = python.parents[1].glob("lib/python*/site-packages")
     return site
+
+
+def customize(python: Path, code: str) -> None:
+    """Have every process of that interpreter's run *code* before all else.
+
+    Not by a sitecustomize.py: Debian's and Ubuntu's Python finds one of its own first.
+    """
+    (packages_of(python) / "customized.py").write_text(code)
+    (packages_of(python) / "customized.pth").write_text("import customized\n")
 
 
 def for_brokers(suite: Suite, python: Path) -> None:
@@ -86,9 +93,9 @@ def test_the_broker_imports_none_of_the_standard_librarys_names_from_the_suites(
     assert not imported.exists() or "pytest_anchor.broker" not in imported.read_text()
 
 
-def test_the_broker_is_of_the_version_that_the_run_has(suite: Suite, python: Path, customized: Path):
+def test_the_broker_is_of_the_version_that_the_run_has(suite: Suite, python: Path):
     """From a checkout, though another version is installed."""
-    package = customized / "pytest_anchor"
+    package = packages_of(python) / "pytest_anchor"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('another version')\n")
     suite.write(CREATES)
@@ -152,9 +159,9 @@ ONLY_BROKERS = ("prints", "cannot print", "asks for no bytecode, in another fold
 
 @pytest.mark.parametrize("name", CUSTOMIZATIONS)
 def test_no_customization_keeps_a_broker_from_its_start(
-    suite: Suite, python: Path, customized: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    suite: Suite, python: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
-    (customized / "sitecustomize.py").write_text(CUSTOMIZATIONS[name])
+    customize(python, CUSTOMIZATIONS[name])
     if name in ONLY_BROKERS:
         for_brokers(suite, python)
         assert_works(suite)
@@ -171,8 +178,8 @@ DIES = {
 
 
 @pytest.mark.parametrize("how", DIES)
-def test_a_broker_that_cannot_start_is_an_error_and_no_session(suite: Suite, python: Path, customized: Path, how: str):
-    (customized / "sitecustomize.py").write_text(f"import os, sys\n{DIES[how]}\n")
+def test_a_broker_that_cannot_start_is_an_error_and_no_session(suite: Suite, python: Path, how: str):
+    customize(python, f"import os, sys\n{DIES[how]}\n")
     for_brokers(suite, python)
     suite.write(CREATES + "def test_b(): pass\n")
     run = suite.run(reaper=True)
@@ -184,10 +191,8 @@ def test_a_broker_that_cannot_start_is_an_error_and_no_session(suite: Suite, pyt
     suite.wait_for_quiet()
 
 
-def test_a_start_that_failed_is_tried_again(suite: Suite, python: Path, customized: Path):
-    (customized / "sitecustomize.py").write_text(
-        f"import os\nif not os.path.exists({str(suite.folder / 'works')!r}): os._exit(3)\n"
-    )
+def test_a_start_that_failed_is_tried_again(suite: Suite, python: Path):
+    customize(python, f"import os\nif not os.path.exists({str(suite.folder / 'works')!r}): os._exit(3)\n")
     for_brokers(suite, python)
     suite.write(CREATES + "def test_b(): open('works', 'w').close()\ndef test_c(anchor_session): anchor_session()\n")
     run = suite.run(reaper=True)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
@@ -20,11 +21,16 @@ def connect(playwright: Playwright, cdp_url: str) -> Browser:
     return playwright.chromium.connect_over_cdp(cdp_url)
 
 
-def test_the_official_sdk(chromium: Backend):
+def test_the_official_sdk(backends: Callable[..., Backend]):
+    with ThreadPoolExecutor(1) as pool:  # it starts a Playwright of its own
+        pool.submit(use_the_sdk, backends()).result()
+
+
+def use_the_sdk(backend: Backend) -> None:
     from anchorbrowser import Anchorbrowser  # half a second
     from anchorbrowser._exceptions import AuthenticationError
 
-    with Anchorbrowser(api_key=chromium.key, base_url=chromium.url) as client:
+    with Anchorbrowser(api_key=backend.key, base_url=backend.url) as client:
         made = client.sessions.create_session(
             session={"tags": ["sdk", "other"]}, browser={"headless": {"active": True}}
         ).data

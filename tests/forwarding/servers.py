@@ -132,8 +132,9 @@ class Servers:
         """Cut what the servers leave: TLS handshakes, and connections that wait for a browser to read."""
         own = {asyncio.current_task()}
         while (tasks := asyncio.all_tasks() - own) or any(one.fileno() >= 0 for one in self._connections.values()):
-            for transport in self._connections:
-                transport.abort()
+            for transport, one in self._connections.items():
+                if one.fileno() >= 0:  # in Python 3.11.2, TLS cannot abort what is closed
+                    transport.abort()
             await asyncio.sleep(0.01)  # a task that has not begun would close nothing
             for task in tasks:
                 task.cancel()

@@ -107,18 +107,12 @@ def until(condition: Callable[[], T], seconds: float = 20.0, pause: float = 0.02
     return answer
 
 
-# The processes that live since before any test. One that ends is taken out, as its pid may come again.
-_others = set(os.listdir("/proc") if os.path.isdir("/proc") else ())  # noqa: PTH112, PTH208
-
-
 def processes_in(folder: Path) -> dict[int, str]:
     """The living processes that name the folder or work in it, by pid: runs, workers, reapers, backends."""
     found = {}
     path = str(folder)
-    names = os.listdir("/proc")  # noqa: PTH208 - hundreds of times a second
-    _others.intersection_update(names)
-    for name in names:
-        if name not in _others and name.isdigit() and int(name) != os.getpid():
+    for name in os.listdir("/proc"):  # noqa: PTH208 - hundreds of times a second
+        if name.isdigit() and int(name) != os.getpid():
             try:
                 with open(f"/proc/{name}/cmdline", "rb", buffering=0) as file:  # noqa: PTH123
                     command = file.read().replace(b"\0", b" ").decode(errors="replace").rstrip()

@@ -155,6 +155,7 @@ def test_pages_that_come_and_go_and_change_their_size(session: Session):
     expect(view.get_by_role("tab", name="Third", selected=True)).to_be_visible()
     expect(view.get_by_role("tab")).to_have_text(["Shop", "Second", "Third"])
     third.close()
+    expect(view.get_by_role("tab")).to_have_text(["Shop", "Second"])
     # By keyboard, and back when a page is closed.
     view.get_by_role("tab", name="Shop").click()
     expect(view.get_by_role("tab", name="Shop", selected=True)).to_be_focused()

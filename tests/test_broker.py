@@ -191,8 +191,8 @@ def test_a_run_that_ended_well_lets_it_go(server, settings, folder, start, broke
     report = json.loads(processes[0].do("sweep"))
     assert report["lines"][0][0] == "2 sessions created: 1 at teardown, 1 by the sweep"
     requests = len(server.requests)
-    assert not folder.exists()
     processes[0].leave()
+    assert not folder.exists()
     until(lambda: not brokers())
     assert len(server.requests) == requests
     assert not folder.exists()

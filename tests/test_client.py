@@ -184,6 +184,23 @@ def test_an_end_under_way_at_the_brokers_death_is_asked_of_the_next(server: Faul
     assert server.alive == []
 
 
+def test_the_report_of_a_broker_that_dies_over_it_is_the_next_ones(server: FaultServer, make_client, run_settings):
+    """Everything was ended by then, so that the next one has nothing to go by but the record."""
+    client = make_client()
+    factory(client)()
+
+    def sweep() -> str:
+        answer = client.request("sweep", timeout=20, again=True, has_remote_workers=False, verbose=False)
+        return answer["lines"][0][0]
+
+    said = sweep()
+    assert said.startswith("1 session created: ")
+    kill(broker(run_settings))
+    assert sweep() == said
+    client.leave()
+    assert not run_settings.folder.exists(), "there is no use for it any more"
+
+
 def test_a_broker_that_is_stopped_is_an_error_and_goes_on_later(
     server: FaultServer, make_client, run_settings, monkeypatch
 ):

@@ -385,8 +385,9 @@ def test_a_sweep_tells_how_far_it_is_and_what_came_of_it(server, served):
     assert not report["failed"]
     assert report["lines"][0][0] == "3 sessions created: 3 by the sweep"
     assert server.alive == []
-    assert not served.settings.folder.exists()
     assert "the run is over" in refusal(peer.create())
+    served.leave("main")
+    assert not served.settings.folder.exists()
 
 
 def test_a_sweep_looks_once_where_all_is_over(server, served):

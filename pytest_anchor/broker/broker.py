@@ -82,6 +82,7 @@ class Broker:
         self._is_leaving = False
         self._has_listed = False  # whether the API's list was read after that
         self._has_reported = False  # whether a process has been told what is left, and what is kept
+        self._is_done = False  # whether nothing is left: the record goes once no process may ask for it again
 
     # The processes of the run.
 
@@ -135,6 +136,10 @@ class Broker:
             owner = self._owners.get(process)
             if self._run is not None:
                 forget_process(self._run.folder, *process)
+                if self._is_done and not self.processes.living:
+                    self._run.leave()
+                    self._run.remove()
+                    self._run = None
         if owner is not None:
             owner.stop()
         if not self.processes.living:
@@ -395,11 +400,7 @@ class Broker:
             if should_continue():  # else what is left is ended first
                 self._has_reported = True
                 values["lines"] += self._picture.write(report.state, report.credits)
-            if self._run is not None and report.settled and problem is None and should_continue():
-                with self._lock:
-                    self._run.leave()
-                    self._run.remove()
-                    self._run = None
+            self._is_done = report.settled and problem is None and should_continue()
             return values
 
     def _finish_evidence(self, should_continue: Callable[[], bool]) -> str:

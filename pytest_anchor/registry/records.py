@@ -19,8 +19,8 @@ the epoch, by the broker's clock; earlier versions gave that to the first two be
 ``ended``    it is over: ``ended_by``, ``already``, ``note``, and when the attempt ``began`` that confirmed it
 ``waited``   a creation had to wait for the plan's limits until ``time``: seconds for its ``rate``, and for a free
              ``slot``; how many of these for runs ``elsewhere``, on other machines; and the ``quota`` of creations that
-             the API allows in a ``window`` of seconds, if that is known: the first that hears of it writes this even
-             if it did not wait
+             the API allows in a ``window`` of seconds, if that is known; the first creation for which it is known
+             writes this even if it did not wait
 ``run``      about the run itself, with an empty ``nonce``: the ``cap`` of sessions at once, ``prefetch``, and
              ``end_in_background``
 """

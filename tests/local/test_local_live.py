@@ -156,6 +156,16 @@ def test_pages_that_come_and_go_and_change_their_size(session: Session):
     expect(view.get_by_role("tab")).to_have_text(["Shop", "Second", "Third"])
     third.close()
     expect(view.get_by_role("tab")).to_have_text(["Shop", "Second"])
+    # A click counts though a page is opened under it.
+    view.get_by_role("tab", name="Second").hover()
+    view.mouse.down()
+    fourth = session.browser.contexts[0].new_page()
+    fourth.set_content("<title>Fourth</title>")
+    expect(view.get_by_role("tab", name="Fourth", selected=True)).to_be_visible()
+    view.mouse.up()
+    expect(view.get_by_role("tab", name="Second", selected=True)).to_be_visible()
+    fourth.close()
+    expect(view.get_by_role("tab")).to_have_text(["Shop", "Second"])
     # By keyboard, and back when a page is closed.
     view.get_by_role("tab", name="Shop").click()
     expect(view.get_by_role("tab", name="Shop", selected=True)).to_be_focused()

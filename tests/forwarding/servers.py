@@ -96,13 +96,19 @@ class Servers:
             runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=0.1)
             await runner.setup()
             self._note_connections(runner.server)
-            listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+            listener = self._listen(host, port)
             await web.SockSite(runner, listener, ssl_context=context).start()
             listening: int = runner.addresses[0][1]
             self._running[listening] = runner, listener
             return listening
 
         return asyncio.run_coroutine_threadsafe(start(), self._loop).result(10)
+
+    def _listen(self, host: str, port: int) -> socket.socket:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        while (listener := socket.create_server((host, port), family=family)).getsockname()[1] in self._running:
+            listener.close()  # its number is another server's at the other address
+        return listener
 
     def start_https(self) -> str:
         with tempfile.TemporaryDirectory() as folder:

@@ -54,6 +54,18 @@ def test_after_four_tries_it_gives_up(server, api, fault):
     assert caught.value.remedy
 
 
+def test_the_answer_before_an_attempt_that_is_cut_short_is_told(server, api):
+    server.fail("DELETE", fs.status(500, "we broke"), fs.silent)
+    server.fail("GET", fs.silent)
+    with pytest.raises(AnchorAPIError, match="we broke") as caught:
+        api.end(server.add(TAG), TAG, deadline=later(0.5))
+    assert (caught.value.status, caught.value.tries) == (500, 2)
+    server.fail("GET", fs.status(503), fs.silent)
+    with pytest.raises(AnchorAPIError) as caught:
+        api.sessions_with_tag(TAG, deadline=later(0.5))
+    assert (caught.value.status, caught.value.tries) == (503, 2)
+
+
 @pytest.mark.parametrize("code", [400, 403, 500])
 def test_an_error_is_settled_by_the_list_as_well(server, api, code):
     server.fail_always("DELETE", fs.status(code, "no"))

@@ -12,6 +12,21 @@ from pytest_anchor.cleanup.policy import SweepObserver, SweepPolicy
 from pytest_anchor.settings import SWEEP_AT_ONCE
 
 
+@pytest.mark.parametrize(("before", "tries", "told"), [(500, 4, 500), (401, 1, None)])  # that was of another key
+def test_an_answer_before_an_end_that_is_cut_short_is_told(server, api, run, before, tries, told):
+    opened(server, api, run, "inv-1")
+    (record,) = run.read().records.values()
+    server.fail("GET", fs.status(401))
+    server.fail("DELETE", *[fs.status(before)] * tries)
+    end_sessions(api, run, [record], policy=SweepPolicy(), deadline=time.monotonic() + 5)
+    assert record.error["status"] == before
+    server.fail_always("DELETE", fs.silent)
+    deadline = time.monotonic() + 1.5
+    (error,) = end_sessions(api, run, [record], policy=SweepPolicy(), deadline=deadline, again=True).values()
+    assert (error.status, error.is_transient) == (told, True)
+    assert error.tries == server.count("DELETE")
+
+
 def test_those_that_hang_leave_time_for_the_others(server, api, run):
     ids = [opened(server, api, run, f"inv-{n}") for n in range(32)]
     hanging = ids[:12]

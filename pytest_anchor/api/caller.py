@@ -69,6 +69,11 @@ class Call(CallContext):
         """The seconds there are for the next attempt."""
         return max(0.05, self.deadline - time.monotonic())
 
+    @property
+    def is_over(self) -> bool:
+        """Whether its time is up."""
+        return time.monotonic() >= self.deadline
+
     def pause_after(self, limit: Limit) -> float:
         """Seconds for which the API is left alone after this call met a 429 with this *limit*."""
         least, self._pause = self._pause, 2 * self._pause
@@ -211,6 +216,7 @@ class Caller:
         self, method: str, path: str, call: Call, *, read: float, limit: int, sink: BinaryIO | None, **kwargs: Any
     ) -> Answer:
         __tracebackhide__ = True
+        answer = None
         while True:
             if not call.creates:
                 self.pause.wait(call)
@@ -220,6 +226,8 @@ class Caller:
                 answer = self._attempt(method, path, call, limit, sink, timeout=timeout, **kwargs)
             except failures.FAILURES as error:
                 if (wait := call.retry_in(error)) is None:
+                    if answer and call.is_over:  # an attempt that was cut short says less than the one before
+                        return answer._replace(tries=call.tries)
                     raise
             else:
                 wait = call.retry_in(answer)

@@ -198,7 +198,13 @@ class _RecordedEnds(EndsSessions):
 
     def end(self, session: str, deadline: float) -> Outcome:
         self.began[session] = time.time()
-        return _end(self.api, self.run, self.records[session], deadline)
+        record = self.records[session]
+        outcome = _end(self.api, self.run, record, deadline)
+        if isinstance(outcome, Ended) or outcome.status or not record.error or time.monotonic() < deadline:
+            return outcome
+        # It was cut short: the API's earlier answer is more useful, unless that would be the last.
+        earlier = AnchorAPIError(outcome.what, **{**record.error, "tries": outcome.tries})
+        return earlier if earlier.is_transient else outcome
 
     def settle(self, session: str, outcome: Outcome) -> None:
         self._write_down(self.records[session], outcome)

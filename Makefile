@@ -5,7 +5,7 @@ bin := .venv/bin
 install := $(bin)/python -m pip install --quiet --disable-pip-version-check --editable
 demo := pytest -n 2 examples/tea_shop
 # The tests wait as much as they compute.
-workers := $(shell cpus=$$(getconf _NPROCESSORS_ONLN); echo $$((cpus < 8 ? 3 * cpus : 24)))
+workers := $(shell cpus=$$(getconf _NPROCESSORS_ONLN); echo $$((cpus < 8 ? 4 * cpus : 32)))
 in_parallel := -n $(workers) --dist worksteal
 
 .PHONY: demo test types bytecode fast coverage bench setup chromium clean

@@ -16,6 +16,7 @@ from uuid import uuid4
 import pytest
 from fault_server import KEY, FaultServer
 from forked import broker_server, fork_servers, forking_spawn
+from parsed_once import keep_trees
 from processes import forget_the_machine
 from real_runs import Suite, processes_in
 from real_runs import until as wait_until
@@ -39,6 +40,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Nothing of this machine's key, base URL, proxy or Python settings is seen, nor of the CI run that this is part of.
 forget_the_machine((*settings_module._SHARDS, *(name for names in settings_module._CI.values() for name in names)))
+keep_trees()
+gc.disable()  # until all tests are collected: of what that makes, nothing is garbage
 
 
 AGAIN = 20.0  # seconds after which a test whose time is up, and whose clean-up hangs as well, is interrupted again
@@ -67,8 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl
 def pytest_collection_finish() -> None:
     """Have nobody look for garbage among all these tests: each run of pytest in this process looks five times."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import io
@@ -13,7 +14,9 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from contextlib import redirect_stdout, suppress
 from functools import partial
 from importlib import import_module
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from forked import NUMBER, forking_spawn, receive_pid, send
+from parsed_once import keep_trees
 from processes import reset_signals
 
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
@@ -193,7 +197,7 @@ def _wait(pid: int) -> None:
 
 def _warm_up(folder: Path) -> None:
     """Have pytest import, compile and parse what every run needs, and what one needs that is interrupted."""
-    _keep_trees()
+    keep_trees()
     folder.mkdir()
     (folder / "pytest.ini").touch()
     test = folder / "warm_up.py"
@@ -202,20 +206,6 @@ def _warm_up(folder: Path) -> None:
     with redirect_stdout(io.StringIO()):
         sys.modules["pytest"].main(["-p", "no:cacheprovider", str(test)])
     del sys.modules["warm_up"]
-
-
-def _keep_trees() -> None:
-    """Have pytest parse each file once, not for each traceback: a Ctrl-C's leads through many of its own."""
-    module = import_module("_pytest._code.code")
-    find, trees = module.getstatementrange_ast, {}
-
-    def find_and_keep(lineno: int, source: Any, assertion: bool = False, astnode: Any = None) -> Any:
-        key = tuple(source.lines)
-        found = find(lineno, source, assertion, astnode or trees.get(key))
-        trees[key] = found[0]
-        return found
-
-    module.getstatementrange_ast = find_and_keep
 
 
 def main() -> None:
@@ -230,7 +220,30 @@ def main() -> None:
     if os.fork():
         os._exit(0)  # it can be reached
     os.setsid()
-    become(**serve(listener, int(starter)))
+    request = serve(listener, int(starter))
+    code = 0
+    try:
+        become(**request)
+    except SystemExit as end:
+        if not (end.code is None or isinstance(end.code, int)):
+            raise  # Python prints it
+        code = end.code or 0
+    _exit(code)
+
+
+def _exit(code: int) -> None:
+    """Exit as Python does, but for taking all modules apart: that writes to all memory, which is shared until then."""
+    try:
+        threading._shutdown()
+    except BaseException:  # noqa: BLE001 - Ctrl-C
+        traceback.print_exc()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.exit(code)  # Python has a code of its own for that
+    os._exit(code & 0xFF)
 
 
 if __name__ == "__main__":

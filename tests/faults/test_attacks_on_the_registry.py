@@ -68,6 +68,7 @@ def test_an_odd_file_of_a_dead_run_hides_no_session_and_stops_no_recovery(
 
 
 def test_a_registry_among_other_files_costs_none_of_them(suite: Suite):
+    suite.registry = suite.folder
     (suite.folder / "pytest.ini").write_text("[pytest]\nanchor_registry = .\naddopts = -p no:cacheprovider\n")
     precious = [suite.folder / name for name in ("src/a.py", ".git/config", "out/0123456789abcdef/screen.png")]
     for file in precious:

@@ -59,7 +59,13 @@ class _Finder:
 
 def find_first() -> None:
     """Find the package's modules before pytest does: to be called again where it has put itself first since."""
-    sys.meta_path[:] = [_Finder, *(finder for finder in sys.meta_path if finder is not _Finder)]
+    find_no_more()
+    sys.meta_path.insert(0, _Finder)
+
+
+def find_no_more() -> None:
+    """Undo :func:`find_first`: what stays in that list, and all it leads to, is kept until the interpreter's end."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not _Finder]
 
 
 if "_pytest.assertion.rewrite" in sys.modules:

@@ -148,16 +148,26 @@ class Client:
         self._launcher = Launcher(settings)
         self._generation = 0
         self.is_stuck = False  # whether the broker did not answer in time
+        self._minds_forks = False
+        self._made_in = getpid()
         self._forget()
-        if System.is_complete:
-            reference = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: _forget_parents(reference()))
 
     def _forget(self) -> None:
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
         self._threads: set[weakref.ref[Presence]] = set()  # that have asked for something
         self._main_thread = get_ident()
+
+    def _mind_forks(self) -> None:
+        # Not before it is used: until the interpreter's very end, the hook keeps what this module leads to, which a run
+        # that asks for no session would pay for.
+        if self._minds_forks:
+            return
+        self._minds_forks = True
+        if self._made_in != getpid():  # a child that was forked before
+            self._forget()
+        reference = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _forget_parents(reference()))
 
     def forget_parents(self) -> None:
         """In a forked child: the parent's connections are the parent's."""
@@ -360,6 +370,7 @@ class Client:
                 "this system cannot tell which processes live, so no session that is created here would be safe: "
                 "run on Linux or macOS, or in WSL on Windows."
             )
+        self._mind_forks()
         problem, started, generation = "", 0, self._generation
         check_folder(self.settings.socket_folder)  # it may be removed at any time, and another user may make one
         while started <= ATTEMPTS:

@@ -261,6 +261,22 @@ print("ended", flush=True)
     assert server.count("DELETE") == 2
 
 
+def test_a_child_that_a_thread_forks_before_any_session_knows_that_it_waits_for_itself(server, run_settings):
+    code = """
+import threading
+def fork():
+    if not os.fork():
+        create()
+        print(client.is_self_blocked, flush=True)
+        os._exit(0)
+threading.Thread(target=fork).start()
+os.wait()
+"""
+    with run_script(run_settings, code) as process:
+        assert process.stdout.readline() == "True\n"
+        assert process.wait(30) == 0
+
+
 def test_a_forked_child_that_lives_on_does_not_keep_its_dead_parents_sessions(server: FaultServer, run_settings):
     code = """
 create()

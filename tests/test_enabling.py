@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -161,9 +162,13 @@ def test_switched_off_after_it_was_switched_on(suite: Suite):
 def test_an_unused_plugin_costs_and_leaves_nothing(suite: Suite, workers: int):
     suite.write(UNUSED, "conftest.py")
     suite.write("def test_a(): pass\n")
-    run = suite.run("-s", workers=workers, env=environment(**suite.server.env))  # a process that has imported nothing
+    # A process that has imported nothing, and tells what it takes apart at its end.
+    run = suite.run("-s", workers=workers, env=environment(**suite.server.env, PYTHONVERBOSE="1"))
     assert run.status == 0, run.err
     assert "nothing was imported" in run.out
+    # What holds any of ours until the very end, holds all that it leads to: pytest's own.
+    assert "# destroy pytest_anchor.client\n" in run.err
+    assert not re.search("wiping (_pytest|pytest_anchor)", run.err)
     assert not run.section
     assert not suite.registry.exists()
     assert not suite.server.requests

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .. import find_first
+from .. import find_first, find_no_more
 from ..client import Client
 from ..errors import AnchorConfigError, AnchorError
 from ..settings import KEYWORDS, Settings
@@ -180,6 +180,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    find_no_more()
     plugin = config.stash.get(PLUGIN, None)
     if plugin is None or plugin.is_child:
         return

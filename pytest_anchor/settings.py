@@ -160,7 +160,7 @@ class Settings(NamedTuple):  # a dataclass takes a millisecond to make, which ev
         :param rootdir: the worker's own, for a registry of its own.
         """
         folder = rootdir / REGISTRY_NAME / values["folder"]  # an absolute one stands for itself
-        sockets = values["socket_folder"] or socket_folder(f"{folder.name}-{crc32(os.fsencode(folder)):08x}")
+        sockets = values["socket_folder"] or socket_folder(worker_sockets(folder))
         output = values["output"] and os.path.join(rootdir, values["output"])
         own = {"folder": folder, "socket_folder": sockets, "output": output}
         secrets = {"api_key": key_from_environment(), "shared_limits": os.environ.get(SHARED_LIMITS_VARIABLE, "")}
@@ -181,6 +181,11 @@ def socket_folder(name: str) -> str:
         if os.path.isdir(folder) and len(os.fsencode(path)) + MAX_SOCKET_NAME <= MAX_SOCKET_PATH:
             return path
     raise AnchorConfigError(f"TMPDIR is {folders[0]!r}, too long for the path of a socket: set it to a shorter one")
+
+
+def worker_sockets(folder: Path) -> str:
+    """The name for :func:`socket_folder` of a worker that keeps its own registry, with the run's *folder* in it."""
+    return f"{folder.name}-{crc32(os.fsencode(folder)):08x}"
 
 
 def socket_identity(info: os.stat_result) -> list[int]:

@@ -22,6 +22,7 @@ from fault_server import KEY, FaultServer
 from forked import ForkedPytest
 from processes import PATIENCE
 
+from pytest_anchor.registry.folders import remove_sockets
 from pytest_anchor.registry.journal import Run as Journal
 from pytest_anchor.registry.locks import BROKER_LOCK, is_held
 from pytest_anchor.registry.records import Record, State
@@ -299,6 +300,8 @@ class Suite:
         self.signal_all(signal.SIGKILL)
         for process in self.started:
             process.communicate(timeout=PATIENCE)
+        for folder in self.runs:  # which no run comes after
+            remove_sockets(folder)
 
     def signal_all(self, number: int) -> None:
         """Send a signal to each process of the suite's runs."""

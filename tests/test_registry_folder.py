@@ -11,11 +11,12 @@ from processes import script
 from records import ERROR, INTENT, intend, journal, journal_line, opened
 
 from pytest_anchor.errors import AnchorRegistryError
-from pytest_anchor.registry.folders import check_registry
+from pytest_anchor.registry.folders import check_registry, remove_sockets
 from pytest_anchor.registry.journal import Run
 from pytest_anchor.registry.locks import JOURNAL
 from pytest_anchor.registry.records import Record
 from pytest_anchor.registry.signatures import is_signed
+from pytest_anchor.settings import socket_folder, worker_sockets
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change owners")
 
@@ -434,3 +435,21 @@ def test_a_registry_is_checked_before_it_is_read(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "reg")
     with pytest.raises(AnchorRegistryError, match="it is a link"):
         check_registry(tmp_path / "link")
+
+
+def test_what_a_killed_broker_has_left_for_its_sockets_is_removed(tmp_path: Path):
+    mine, other, link = (tmp_path / os.urandom(8).hex() for _ in range(3))
+    left = [Path(socket_folder(name)) for run in (mine, other) for name in (run.name, worker_sockets(run))]
+    linked = Path(socket_folder(link.name))
+    try:
+        for folder in left:
+            (folder / "0").mkdir(parents=True, mode=0o700)
+            (folder / "0" / "socket").touch()
+        linked.symlink_to(left[2])
+        for run in (mine, link, tmp_path / ("long" * 50)):
+            remove_sockets(run)
+        assert [folder.exists() for folder in left] == [False, False, True, True]
+    finally:
+        linked.unlink()
+        for folder in left:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import fault_server as fs
 import pytest
-from records import lost, opened
+from records import intend, lost, opened
 from sweeps import Observer, swept
 
 from pytest_anchor.cleanup.ending import TOO_LATE, end_sessions, per_session_deadlines
@@ -25,6 +25,16 @@ def test_an_answer_before_an_end_that_is_cut_short_is_told(server, api, run, bef
     (error,) = end_sessions(api, run, [record], policy=SweepPolicy(), deadline=deadline, again=True).values()
     assert (error.status, error.is_transient) == (told, True)
     assert error.tries == server.count("DELETE")
+
+
+@pytest.mark.parametrize(("last", "told"), [(fs.silent, False), (fs.status(500), True), (fs.reset, True)])
+def test_a_list_that_is_cut_short_does_not_undo_the_one_before(server, api, run, last, told):
+    intend(run, "inv-1")  # it never turns up
+    server.fail("GET", lambda _handler, act: act())
+    server.fail_always("GET", last)
+    problem, _ = swept(api, run, timeout=1, pauses=(0.1,), grace=60.0)
+    assert server.count("GET") > 1
+    assert bool(problem) == told
 
 
 def test_those_that_hang_leave_time_for_the_others(server, api, run):

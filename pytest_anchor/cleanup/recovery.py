@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..errors import AnchorError, AnchorRegistryError
-from ..registry.folders import check_registry, is_own_folder
+from ..registry.folders import check_registry, is_own_folder, remove_sockets
 from ..registry.journal import Run
 from ..registry.locks import is_live, is_run
 from ..registry.signatures import is_created_with, is_signed
@@ -155,7 +155,7 @@ def _recover(
     backend = backend_of(run.folder)
     if backend and all(record.base_url == backend for record in todo):
         if is_gone(run.folder):  # and every browser with it
-            run.remove()
+            _forget(run)
         return None
     before = {record.nonce for record in state.records.values() if not (record.open or record.unresolved)}
     done = Recovery(run, run.died, reaped=[record for record in state.records.values() if record.ended_by == "reaper"])
@@ -176,8 +176,13 @@ def _recover(
         done.left, done.given_up = [], done.left
     unreadable = state.unreadable and time.time() - done.died < GIVE_UP
     if not (done.left or unreadable or is_live(run.folder)):
-        run.remove()
+        _forget(run)
     return done
+
+
+def _forget(run: Run) -> None:
+    run.remove()
+    remove_sockets(run.folder)
 
 
 def _left(state: State) -> list[Record]:

@@ -73,7 +73,7 @@ def sweep_run(
 class _Sweep:
     """One sweep under way.
 
-    :ivar listing: why the API's list could not be read the last time.
+    :ivar listing: why the API's list could not be read the last time that there was time for it.
     """
 
     def __init__(self, target: SweepTarget, policy: SweepPolicy, deadline: float, observer: SweepObserver) -> None:
@@ -81,6 +81,7 @@ class _Sweep:
         self._policy = policy
         self._deadline = deadline
         self._observer = observer
+        self._has_tried = False  # to read the list
         self._has_listed = False
         self.listing: AnchorAPIError | None = None
 
@@ -124,13 +125,18 @@ class _Sweep:
         is_unresolved = any(record.unresolved for record in self._target.read())
         if not (self._policy.always_lists or self._policy.ends_unrecorded or is_unresolved):
             return
-        if not self._observer.should_continue() or (remaining <= 0 and self._has_listed):
+        if not self._observer.should_continue() or (remaining <= 0 and self._has_tried):
             return
         until = self._deadline - (remaining / 2 if failures else 0.0)  # the rest is kept for the failures
         if not (failures or is_unresolved):
             until = min(until, time.monotonic() + LIST_TIMEOUT)
-        self.listing = reconcile_with_api(self._target, self._policy, deadline=until)
-        self._has_listed = True
+        problem = reconcile_with_api(self._target, self._policy, deadline=until)
+        self._has_tried = True
+        if problem is None:
+            self._has_listed = True
+        elif self._has_listed and not problem.status and problem.message != TOO_LATE and time.monotonic() >= until:
+            return  # it was cut short: the list before it counts
+        self.listing = problem
 
     def _is_worth_a_round(self, records: list[Record], failures: dict[str, AnchorAPIError], pause: float) -> bool:
         lost = [record for record in records if record.unresolved]

@@ -6,17 +6,14 @@ import errno
 import os
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from filelock import Timeout
 
-from ..errors import AnchorRegistryError
-from ..settings import REGISTRY_NAME
+from ..errors import AnchorConfigError, AnchorRegistryError
+from ..settings import REGISTRY_NAME, socket_folder, worker_sockets
 from .file_lock import LOCK_TIMEOUT
 from .locks import JOURNAL
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def check_registry(path: Path) -> bool:
@@ -74,6 +71,17 @@ def _has_modes(folder: Path) -> bool:
         return not probe.lstat().st_mode & 0o022
     finally:
         probe.rmdir()
+
+
+def remove_sockets(folder: Path) -> None:
+    """Remove what a broker that was killed has left for the sockets of the dead run in *folder*."""
+    import shutil  # few runs need it
+
+    for name in (folder.name, worker_sockets(folder)):
+        with suppress(OSError, AnchorConfigError):
+            sockets = socket_folder(name)
+            if sockets and is_own_folder(Path(sockets)):
+                shutil.rmtree(sockets)
 
 
 def check_file(fd: int) -> os.stat_result:

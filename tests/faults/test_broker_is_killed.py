@@ -9,11 +9,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import fault_server as faults
 import pytest
 from processes import kill, stop
 from real_runs import FIND_BROKER, FINISHING, KILL, STOP, Run, Suite, until
+
+from pytest_anchor.registry.locks import is_live
+from pytest_anchor.settings import socket_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unmeasured")]
 
@@ -40,6 +44,7 @@ def kill_all(suite: Suite) -> None:
         for pid in sorted(processes, key=lambda pid: "pytest_anchor.broker" not in processes[pid]):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(map(is_live, suite.runs)))  # the kernel takes their locks last
 
 
 def assert_nothing_is_left(suite: Suite, run: Run) -> None:
@@ -306,9 +311,13 @@ def test_together_with_its_run(suite: Suite):
     kill_all(suite)
     suite.outcome(process)
     assert len(suite.alive) == 1
+    (dead,) = suite.runs
+    sockets = Path(socket_folder(dead.name))
+    assert sockets.is_dir()
     suite.write("def test_b(): pass\n")
     run = suite.run_here()
     assert (run.status, run.alive) == (0, [])
+    assert not sockets.exists()
     assert "1 session of the run that died" in run.section
     suite.wait_for_quiet()
     suite.assert_settled()

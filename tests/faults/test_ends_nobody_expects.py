@@ -163,7 +163,7 @@ def test_what_was_lost_and_never_seen_fails_the_run_where_nobody_goes_on_looking
 ):
     suite.server.fail("POST", faults.status(500))
     suite.write(LOST)
-    run = suite.run_here("--anchor-sweep-timeout=0.5", "--anchor-create-retries=0", workers=workers, reaper=reaper)
+    run = suite.run_here("--anchor-sweep-timeout=3", "--anchor-create-retries=0", workers=workers, reaper=reaper)
     assert (run.status, run.outcomes) == (status, {"passed": 1})
     assert "0 sessions created: 1 unresolved" in run.section
     assert ("the reaper goes on trying" in run.section) == reaper

@@ -11,7 +11,7 @@ from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
 
     from .async_session import AsyncAnchorSessionFactory
@@ -52,24 +52,36 @@ class _Finder:
     piece, and does not find it again where no bytecode is written, as in most containers.
     """
 
+    runs = 0  # of pytest that are under way in this process, one within another
+
     @staticmethod
     def find_spec(name: str, path: "Sequence[str] | None" = None, _target: object = None) -> "ModuleSpec | None":
         return PathFinder.find_spec(name, path) if name.startswith("pytest_anchor.") else None
 
 
-def find_first() -> None:
-    """Find the package's modules before pytest does: to be called again where it has put itself first since."""
-    find_no_more()
-    sys.meta_path.insert(0, _Finder)
+def _put_first(*finders: type[_Finder]) -> None:
+    sys.meta_path[:] = [*finders, *(finder for finder in sys.meta_path if finder is not _Finder)]
 
 
-def find_no_more() -> None:
-    """Undo :func:`find_first`: what stays in that list, and all it leads to, is kept until the interpreter's end."""
-    sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not _Finder]
+def find_first() -> "Callable[[], None]":
+    """Find the package's modules before pytest does, which has put itself first since this one was imported.
+
+    :returns: what is to be called when the run is over: the interpreter keeps a finder, and all that it leads to, until
+        its very end.
+    """
+
+    def is_over() -> None:
+        _Finder.runs -= 1
+        if not _Finder.runs:
+            _put_first()
+
+    _Finder.runs += 1
+    _put_first(_Finder)
+    return is_over
 
 
 if "_pytest.assertion.rewrite" in sys.modules:
-    find_first()
+    _put_first(_Finder)
 
 
 def __getattr__(name: str) -> Any:

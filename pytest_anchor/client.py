@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .delegation import THREAD, WithdrawnError
 from .errors import AnchorError, AnchorRegistryError, Secret, rebuild, redact
+from .forks import after_in_child
 from .launcher import Launcher, System, check_folder, exists, getpid, start_failure
 from .settings import check_key, key_from_environment
 
@@ -148,26 +149,15 @@ class Client:
         self._launcher = Launcher(settings)
         self._generation = 0
         self.is_stuck = False  # whether the broker did not answer in time
-        self._minds_forks = False
-        self._made_in = getpid()
         self._forget()
+        if System.is_complete:
+            os.register_at_fork(after_in_child=after_in_child(weakref.ref(self)))
 
     def _forget(self) -> None:
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
         self._threads: set[weakref.ref[Presence]] = set()  # that have asked for something
         self._main_thread = get_ident()
-
-    def _mind_forks(self) -> None:
-        # Not before it is used: until the interpreter's very end, the hook keeps what this module leads to, which a run
-        # that asks for no session would pay for.
-        if self._minds_forks:
-            return
-        self._minds_forks = True
-        if self._made_in != getpid():  # a child that was forked before
-            self._forget()
-        reference = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _forget_parents(reference()))
 
     def forget_parents(self) -> None:
         """In a forked child: the parent's connections are the parent's."""
@@ -370,7 +360,6 @@ class Client:
                 "this system cannot tell which processes live, so no session that is created here would be safe: "
                 "run on Linux or macOS, or in WSL on Windows."
             )
-        self._mind_forks()
         problem, started, generation = "", 0, self._generation
         check_folder(self.settings.socket_folder)  # it may be removed at any time, and another user may make one
         while started <= ATTEMPTS:
@@ -451,11 +440,6 @@ def _exchange(
         if delegation:
             delegation.finish()
     return answer
-
-
-def _forget_parents(client: Client | None) -> None:
-    if client is not None:
-        client.forget_parents()
 
 
 def _inode(fd: int) -> tuple[int, int]:

@@ -41,7 +41,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Nothing of this machine's key, base URL, proxy or Python settings is seen, nor of the CI run that this is part of.
 forget_the_machine((*settings_module._SHARDS, *(name for names in settings_module._CI.values() for name in names)))
 keep_trees()
-gc.disable()  # until all tests are collected: of what that makes, nothing is garbage
 
 
 AGAIN = 20.0  # seconds after which a test whose time is up, and whose clean-up hangs as well, is interrupted again
@@ -67,11 +66,15 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ["NODE_COMPILE_CACHE"] = str(cache.mkdir("node"))
 
 
-@pytest.hookimpl
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Iterator[object]:
     """Have nobody look for garbage among all these tests: each run of pytest in this process looks five times."""
-    gc.freeze()
-    gc.enable()
+    gc.disable()  # of what collecting them makes, nothing is garbage
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(trylast=True)

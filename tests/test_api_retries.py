@@ -54,12 +54,24 @@ def test_after_four_tries_it_gives_up(server, api, fault):
     assert caught.value.remedy
 
 
-def test_the_answer_before_an_attempt_that_is_cut_short_is_told(server, api):
-    server.fail("DELETE", fs.status(500, "we broke"), fs.silent)
-    server.fail("GET", fs.silent)
-    with pytest.raises(AnchorAPIError, match="we broke") as caught:
-        api.end(server.add(TAG), TAG, deadline=later(0.5))
-    assert (caught.value.status, caught.value.tries) == (500, 2)
+@pytest.mark.parametrize(
+    ("before", "seconds", "told"),
+    [
+        ([fs.status(500, "we broke")], 0.5, 500),
+        ([fs.status(500, "we broke"), fs.reset], 1.0, None),  # the failure before it counts
+        ([fs.status(500, "we broke")], 2.3, None),  # it hangs
+    ],
+)
+def test_the_answer_before_an_attempt_that_is_cut_short_is_told(server, api, before, seconds, told):
+    server.fail("DELETE", *before)
+    server.fail_always("DELETE", fs.silent)
+    with pytest.raises(AnchorAPIError, match="we broke" if told else "no answer in time") as caught:
+        api.end(server.add(TAG), TAG, deadline=later(seconds))
+    assert (caught.value.status, caught.value.tries) == (told, len(before) + 1)
+    assert server.count("GET") == 0  # there is no time for it
+
+
+def test_so_it_is_of_a_list(server, api):
     server.fail("GET", fs.status(503), fs.silent)
     with pytest.raises(AnchorAPIError) as caught:
         api.sessions_with_tag(TAG, deadline=later(0.5))

@@ -1,6 +1,7 @@
 import errno
 import os
 import shutil
+import socket
 import stat
 import threading
 import time
@@ -438,17 +439,22 @@ def test_a_registry_is_checked_before_it_is_read(tmp_path):
 
 
 def test_what_a_killed_broker_has_left_for_its_sockets_is_removed(tmp_path: Path):
-    mine, other, link = (tmp_path / os.urandom(8).hex() for _ in range(3))
-    left = [Path(socket_folder(name)) for run in (mine, other) for name in (run.name, worker_sockets(run))]
+    mine, served, other, link = (tmp_path / os.urandom(8).hex() for _ in range(4))
+    left = [Path(socket_folder(name)) for run in (mine, served, other) for name in (run.name, worker_sockets(run))]
     linked = Path(socket_folder(link.name))
     try:
         for folder in left:
             (folder / "0").mkdir(parents=True, mode=0o700)
-            (folder / "0" / "socket").touch()
-        linked.symlink_to(left[2])
-        for run in (mine, link, tmp_path / ("long" * 50)):
-            remove_sockets(run)
-        assert [folder.exists() for folder in left] == [False, False, True, True]
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(f"{folder}/0/socket")
+        linked.symlink_to(left[4])
+        (left[2] / "1").mkdir()
+        with socket.socket(socket.AF_UNIX) as living:
+            living.bind(f"{left[2]}/1/socket")
+            living.listen()
+            for run in (mine, served, link, tmp_path / ("long" * 50)):
+                remove_sockets(run)
+        assert [folder.exists() for folder in left] == [False, False, True, False, True, True]
     finally:
         linked.unlink()
         for folder in left:

@@ -5,12 +5,12 @@ Knows Anchor; knows neither pytest nor the registry.
 
 from typing import TYPE_CHECKING, Any
 
-from .answers import Created, Ended, Listed
+from .answers import CUT_SHORT, Created, Ended, Listed
 
 if TYPE_CHECKING:
     from .endpoints import AnchorAPI
 
-__all__ = ["AnchorAPI", "Created", "Ended", "Listed"]
+__all__ = ["CUT_SHORT", "AnchorAPI", "Created", "Ended", "Listed"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 # The one word for a session's end that is known. Any other counts as alive: ending twice is harmless.
 _OVER = "completed"
 
+CUT_SHORT = 2.0  # seconds; an attempt that has less until its deadline, and no answer by then, tells nothing of the API
+
 
 @dataclass(frozen=True)
 class Created:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ..errors import AnchorAPIError, AnchorLostCreateError, is_transient_status, redact
 from . import failures
+from .answers import CUT_SHORT
 from .headers import parse_limit, parse_retry_after
 from .transport import CallContext, current_call, describe_route, open_session, read_body
 
@@ -226,9 +227,10 @@ class Caller:
                 answer = self._attempt(method, path, call, limit, sink, timeout=timeout, **kwargs)
             except failures.FAILURES as error:
                 if (wait := call.retry_in(error)) is None:
-                    if answer and call.is_over:  # an attempt that was cut short says less than the one before
+                    if answer and call.is_over and timeout[1] < CUT_SHORT:  # it was cut short: the answer before counts
                         return answer._replace(tries=call.tries)
                     raise
+                answer = None
             else:
                 wait = call.retry_in(answer)
                 if wait is None or (answer.status == 429 and self.pause.outlasts(call.deadline)):

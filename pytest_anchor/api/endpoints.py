@@ -136,6 +136,8 @@ class AnchorAPI:
             return Ended(already=False)
         refused = self._error(what, answer)
         unknown = answer.status in (401, 404, 410)  # its answers for a session that it does not know
+        if time.monotonic() >= deadline and not (unknown or success):
+            raise refused
         try:
             listed = [session for session in self.sessions_with_tag(tag, deadline=deadline) if session.id == session_id]
         except AnchorAPIError as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..api import Ended
+from ..api import CUT_SHORT, Ended
 from ..background import DaemonThreadPool
 from ..errors import AnchorAPIError, AnchorRegistryError
 from ..registry.signatures import is_signed
@@ -179,6 +179,14 @@ def note(run: Run, record: Record, event: str, deadline: float = float("inf"), *
         run.append(event, record.nonce, deadline=deadline, **fields)
 
 
+def is_cut_short(error: AnchorAPIError, began: float, deadline: float) -> bool:
+    """Whether there is no answer only because there was next to no time for one.
+
+    :param began: when it was asked for, in ``time.monotonic()`` seconds like *deadline*.
+    """
+    return not error.status and time.monotonic() >= deadline and deadline - began < CUT_SHORT
+
+
 def may_pass(error: AnchorAPIError) -> bool:
     """Whether it is worth asking again: not where the key or the request was refused."""
     return error.is_transient and not isinstance(error, NotOursError)
@@ -198,13 +206,7 @@ class _RecordedEnds(EndsSessions):
 
     def end(self, session: str, deadline: float) -> Outcome:
         self.began[session] = time.time()
-        record = self.records[session]
-        outcome = _end(self.api, self.run, record, deadline)
-        if isinstance(outcome, Ended) or outcome.status or not record.error or time.monotonic() < deadline:
-            return outcome
-        # It was cut short: the API's earlier answer is more useful, unless that would be the last.
-        earlier = AnchorAPIError(outcome.what, **{**record.error, "tries": outcome.tries})
-        return earlier if earlier.is_transient else outcome
+        return _end(self.api, self.run, self.records[session], deadline)
 
     def settle(self, session: str, outcome: Outcome) -> None:
         self._write_down(self.records[session], outcome)
@@ -230,9 +232,10 @@ class _RecordedEnds(EndsSessions):
 
 
 def _end(api: AnchorAPI, run: Run, record: Record, deadline: float) -> Outcome:
+    began = time.monotonic()
     try:
         if not is_signed(api, run, record):
-            raise NotOursError(
+            return NotOursError(
                 f"end session {record.id}",
                 message="it is on record as created with another key or base URL, or the record was edited; nothing "
                 "was sent",
@@ -241,6 +244,11 @@ def _end(api: AnchorAPI, run: Run, record: Record, deadline: float) -> Outcome:
             )
         return api.end(str(record.id), new_tag(record.nonce), deadline=deadline)
     except AnchorAPIError as error:
-        return error
+        told = record.error or {}
+        if not told.get("status") or not is_cut_short(error, began, deadline):
+            return error
+        # The API's earlier answer is more useful, unless it is one after which nothing is tried again.
+        earlier = AnchorAPIError(error.what, **{**told, "tries": error.tries})
+        return earlier if earlier.is_transient else error
     except Exception as error:  # noqa: BLE001 - the thread's caller waits for an outcome
         return AnchorAPIError(f"end session {record.id}", message=f"an unexpected error, please report it: {error!r}")

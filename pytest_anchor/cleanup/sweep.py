@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import AnchorAPIError
 from ..registry.records import Record
 from ..tags import nonce_of, run_tag
-from .ending import TOO_LATE, end_sessions, may_pass, note
+from .ending import TOO_LATE, end_sessions, is_cut_short, may_pass, note
 from .policy import SweepObserver, SweepPolicy
 
 if TYPE_CHECKING:
@@ -130,12 +130,13 @@ class _Sweep:
         until = self._deadline - (remaining / 2 if failures else 0.0)  # the rest is kept for the failures
         if not (failures or is_unresolved):
             until = min(until, time.monotonic() + LIST_TIMEOUT)
+        began = time.monotonic()
         problem = reconcile_with_api(self._target, self._policy, deadline=until)
         self._has_tried = True
         if problem is None:
             self._has_listed = True
-        elif self._has_listed and not problem.status and problem.message != TOO_LATE and time.monotonic() >= until:
-            return  # it was cut short: the list before it counts
+        elif self._has_listed and problem.message != TOO_LATE and is_cut_short(problem, began, until):
+            return  # the list before it, a moment ago, counts
         self.listing = problem
 
     def _is_worth_a_round(self, records: list[Record], failures: dict[str, AnchorAPIError], pause: float) -> bool:

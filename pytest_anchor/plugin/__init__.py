@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .. import find_first, find_no_more
+from .. import find_first
 from ..client import Client
 from ..errors import AnchorConfigError, AnchorError
 from ..settings import KEYWORDS, Settings
@@ -50,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # the suite's own fixtures are to win, and those of other plugins are not
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    find_first()  # where something has imported the package before pytest began
+    early_config.add_cleanup(find_first())
     mode = playwright_mode(early_config)
     if mode != "off" and not early_config.pluginmanager.is_blocked("pytest_anchor"):
         from ..playwright.registration import register_fixtures
@@ -180,7 +180,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    find_no_more()
     plugin = config.stash.get(PLUGIN, None)
     if plugin is None or plugin.is_child:
         return

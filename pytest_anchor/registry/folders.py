@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -80,8 +81,21 @@ def remove_sockets(folder: Path) -> None:
     for name in (folder.name, worker_sockets(folder)):
         with suppress(OSError, AnchorConfigError):
             sockets = socket_folder(name)
-            if sockets and is_own_folder(Path(sockets)):
+            if sockets and is_own_folder(Path(sockets)) and not any(map(_is_served, Path(sockets).glob("*/socket"))):
                 shutil.rmtree(sockets)
+
+
+def _is_served(path: Path) -> bool:
+    """Whether a process listens at a socket, as far as that can be told: it may have been started just now."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(0.1)
+        try:
+            connection.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            pass
+        return True
 
 
 def check_file(fd: int) -> os.stat_result:

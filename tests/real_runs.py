@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +107,16 @@ def until(condition: Callable[[], T], seconds: float = 20.0, pause: float = 0.02
         assert time.monotonic() < deadline, f"it did not come about in {seconds} seconds"
         time.sleep(pause)
     return answer
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of which a broker that leaves may be removing a part just now."""
+
+    def is_gone() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    until(is_gone)
 
 
 def processes_in(folder: Path) -> dict[int, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import tempfile
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 from forked import ForkedPytest
 from processes import PATIENCE
-from real_runs import environment
+from real_runs import environment, remove
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +37,7 @@ def folder() -> Iterator[Path]:
     # Not tmp_path: Chromium puts a socket below TMPDIR, whose path may have 108 characters.
     path = Path(tempfile.mkdtemp(prefix="pal-", dir="/tmp"))
     yield path
-    shutil.rmtree(path)
+    remove(path)
 
 
 def start(folder: Path, *args: str, suite: str = SUITE) -> ForkedPytest:

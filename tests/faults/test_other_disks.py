@@ -17,7 +17,7 @@ from pathlib import Path
 import fault_server as faults
 import pytest
 from processes import PATIENCE, read_line
-from real_runs import Suite, environment
+from real_runs import Suite, environment, remove
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def elsewhere() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="pytest-anchor-elsewhere-"))
     path.chmod(0o777)
     yield path
-    shutil.rmtree(path)
+    remove(path)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ the epoch, by the broker's clock; earlier versions gave that to the first two be
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from sys import intern
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..tags import is_session_id
@@ -119,14 +120,14 @@ class Record:
         :raises ValueError: it is not an event; so do TypeError, KeyError, AttributeError and OverflowError say.
         """
         if event == "intent":
-            self.owner, self.test = str(fields["owner"]), str(fields["test"])
-            self.base_url, self.fingerprint = str(fields["base_url"]), str(fields["fingerprint"])
-            self.run_id, self.folder_inode = str(fields["run_id"]), int(fields["folder_inode"])
+            self.owner, self.test = _shared(fields["owner"]), _shared(fields["test"])
+            self.base_url, self.fingerprint = _shared(fields["base_url"]), _shared(fields["fingerprint"])
+            self.run_id, self.folder_inode = _shared(fields["run_id"]), int(fields["folder_inode"])
             self.time = float(fields["time"])
             self.begun_at = self.time if 0 <= self.time <= LATEST else None
             self.ahead, self.retried = bool(fields.get("ahead", False)), _count(fields.get("retried", 0))
         elif event == "taken":
-            self.test, self.ahead, self.taken = str(fields["test"]), False, True
+            self.test, self.ahead, self.taken = _shared(fields["test"]), False, True
             self.waited = _seconds(fields.get("waited", 0))
         elif event == "created":
             if not (is_session_id(fields["id"]) and fields["signature"].isascii()):
@@ -166,7 +167,7 @@ class Record:
         if event == "failed":
             self.error = _error_fields(fields["error"])
             return
-        self.ended_by, self.already = str(fields["ended_by"]), bool(fields["already"])
+        self.ended_by, self.already = _shared(fields["ended_by"]), bool(fields["already"])
         self.note = str(fields.get("note", ""))
         self.ended_at = self.ended_at or _time_of(fields)
         self.state, self.error = "ended", None
@@ -271,6 +272,11 @@ class State:
             self.quota, self.window = _count(line["quota"]), _seconds(line["window"])
 
 
+def _shared(text: Any) -> str:
+    """The text as one string for all records that have it: there may be tens of thousands of them."""
+    return intern(str(text))
+
+
 def _count(value: Any) -> int:
     if not 0 <= (number := int(value)) <= MOST:
         raise ValueError(value)
@@ -297,7 +303,7 @@ def _tested(fields: dict[str, Any]) -> Tested:
     began, ended = _moment(fields["began"]), _moment(fields["ended"])
     if ended < began or fields["outcome"] not in OUTCOMES:
         raise ValueError(fields)
-    return Tested(str(fields["test"]), began, ended, fields["outcome"], _count(fields.get("rerun", 0)))
+    return Tested(_shared(fields["test"]), began, ended, _shared(fields["outcome"]), _count(fields.get("rerun", 0)))
 
 
 def _error_fields(error: dict[str, Any]) -> dict[str, Any]:

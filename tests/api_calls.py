@@ -1,7 +1,6 @@
 """What the tests of single calls of the API share."""
 
 import pickle
-import socket
 import time
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
@@ -13,11 +12,6 @@ TAG = "pytest-anchor:new=inv-1"
 
 def later(seconds=5.0):
     return time.monotonic() + seconds
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def frames(error):

@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import requests
+from ports import unused_port
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
@@ -124,12 +125,6 @@ class Relay:
         self._loop.close()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Elsewhere:
     """A local backend whose browsers cannot reach this machine's localhost; ``url`` and ``key`` are as of any other.
 
@@ -142,7 +137,7 @@ class Elsewhere:
         self.relay: Relay | None = None
         command = [sys.executable, "-m", "pytest_anchor", "local"]
         if is_apart := isolated and has_networks():
-            there, port = str(self.temp / "there"), free_port()
+            there, port = str(self.temp / "there"), unused_port()
             command = [sys.executable, __file__, "--socket", there, str(port), *command, "--port", str(port)]
         elif isolated:
             assert not delay, "only what has a network of its own can be far away"

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import fault_server as fs
 import pytest
-from api_calls import TAG, check_no_key, free_port, later
+from api_calls import TAG, check_no_key, later
 from fault_server import KEY
+from ports import unused_port
 from records import NO_IDS
 
 from pytest_anchor.api import AnchorAPI, Created, endpoints
@@ -140,7 +141,7 @@ def test_a_creation_may_take_longer_than_other_calls(server, api, monkeypatch):
 
 
 def test_a_refused_connection_creates_nothing(quick):
-    api = AnchorAPI(f"http://127.0.0.1:{free_port()}", KEY)
+    api = AnchorAPI(f"http://127.0.0.1:{unused_port()}", KEY)
     with pytest.raises(AnchorAPIError, match="Connection refused") as caught:
         api.create({})
     assert type(caught.value) is AnchorAPIError
@@ -211,5 +212,5 @@ def test_the_plan_is_not_waited_for(server, api, monkeypatch):
     monkeypatch.setattr(fs, "ok", lambda _data: server.closing.wait(30))
     before = time.monotonic()
     assert api.max_sessions(deadline=later(0.2)) is None
-    assert AnchorAPI(f"http://127.0.0.1:{free_port()}", KEY).max_sessions(deadline=later(0.2)) is None
+    assert AnchorAPI(f"http://127.0.0.1:{unused_port()}", KEY).max_sessions(deadline=later(0.2)) is None
     assert time.monotonic() - before < 8

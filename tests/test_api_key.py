@@ -12,8 +12,9 @@ from contextlib import suppress
 
 import fault_server as fs
 import pytest
-from api_calls import TAG, check_no_key, frames, free_port, later
+from api_calls import TAG, check_no_key, frames, later
 from fault_server import KEY, FaultServer
+from ports import unused_port
 
 from pytest_anchor.api import AnchorAPI, endpoints
 from pytest_anchor.errors import AnchorAPIError, AnchorLostCreateError
@@ -45,7 +46,7 @@ def test_to_loopback_goes_no_proxy(server, quick, monkeypatch):
 
 
 def test_a_proxy_that_does_not_answer_creates_nothing(quick, monkeypatch):
-    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{unused_port()}")
     with pytest.raises(AnchorAPIError) as caught:
         AnchorAPI("https://anchor.example", KEY).create({})
     assert type(caught.value) is AnchorAPIError
@@ -154,7 +155,7 @@ def test_the_key_is_in_no_error(server, api, method, monkeypatch):
 
 
 def test_the_key_is_in_no_frame_when_the_connection_fails(quick):
-    api = AnchorAPI(f"http://127.0.0.1:{free_port()}", KEY)
+    api = AnchorAPI(f"http://127.0.0.1:{unused_port()}", KEY)
     with pytest.raises(AnchorAPIError) as caught:
         api.create({})
     assert caught.value.__cause__ is caught.value.__context__ is None

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import fault_server as faults
 import pytest
+from ports import unused_port
 from processes import PATIENCE, read_line
 from real_runs import Suite, environment, remove
 
@@ -36,9 +36,7 @@ def elsewhere() -> Iterator[Path]:
 @pytest.fixture
 def gateway(suite: Suite, elsewhere: Path, until: Callable[[Callable[[], object]], None]) -> Iterator[str]:
     """An execnet socket server in another folder, as another user where this one may become one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{unused_port()}"
     user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 and _all_may_read() else {}
     process = subprocess.Popen(
         [sys.executable, "-m", "execnet.script.socketserver", address],

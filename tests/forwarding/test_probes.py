@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Error, Page, expect
+from ports import unused_port
 from real_runs import until
 from servers import BIG, Servers
 
@@ -473,8 +474,7 @@ def test_event_source_of_another_origin(page: Page, servers: Servers):
 
 
 def test_a_server_that_starts_late(page: Page, servers: Servers):
-    port = servers.start()
-    servers.stop(port)
+    port = unused_port()
     threading.Timer(0.7, servers.start, (port,)).start()
     assert page.goto(f"http://localhost:{port}/hello").text() == "hello"
     servers.stop(port)
@@ -483,11 +483,9 @@ def test_a_server_that_starts_late(page: Page, servers: Servers):
     servers.stop(port)
 
 
-def test_no_server(own_page: Page, servers: Servers):
-    port = servers.start()
-    servers.stop(port)
+def test_no_server(own_page: Page):
     with pytest.raises(Error, match="ERR_CONNECTION_REFUSED"):
-        own_page.goto(f"http://localhost:{port}/hello")
+        own_page.goto(f"http://localhost:{unused_port()}/hello")
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the server's certificate")

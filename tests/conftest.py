@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import pytest
 from fault_server import KEY, FaultServer
-from forked import broker_server, fork_servers, forking_spawn
+from forked import Forking, broker_server, fork_servers
 from parsed_once import keep_trees
 from processes import forget_the_machine
 from real_runs import Suite, processes_in
@@ -86,13 +86,14 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(autouse=True)
 def forked_brokers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The brokers that this process starts are forked from one that has imported what they need."""
-    monkeypatch.setattr(System, "spawn", forking_spawn(broker_server))
+    Forking(broker_server).install(System, monkeypatch.setattr)
 
 
 @pytest.fixture
 def started_brokers(forked_brokers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The brokers that this process starts are started as users' are."""
     monkeypatch.setattr(System, "spawn", posix.posix_spawn)
+    monkeypatch.setattr(System, "waitpid", posix.waitpid)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from forked import NUMBER, forking_spawn, receive_pid, send
+from forked import NUMBER, Forking, receive_pid, send
 from parsed_once import keep_trees
 from processes import reset_signals
 
@@ -105,7 +105,7 @@ def become(arguments: list[str], env: dict[str, str], cwd: str = "/", brokers: s
     """
     if brokers:
         os.setsid()
-        sys.modules["pytest_anchor.launcher"].System.spawn = forking_spawn(lambda: brokers)
+        Forking(lambda: brokers).install(sys.modules["pytest_anchor.launcher"].System)
         if any(one.startswith("-n") for one in arguments) and (request := _fork_workers()):
             arguments, env, cwd = request["arguments"], request["env"], request["cwd"]
     reset_signals()

@@ -36,6 +36,7 @@ NUMBER = struct.Struct("=i")
 # Bound before a test may have replaced them in the process that asks.
 _Socket, _UNIX, _RIGHTS = socket.socket.__base__, socket.AF_UNIX, (socket.SOL_SOCKET, socket.SCM_RIGHTS)
 _encode, _array, _open, _close = json.JSONEncoder().encode, array.array, posix.open, posix.close
+_spawn, _waitpid, _read, _set_blocking = posix.posix_spawn, posix.waitpid, posix.read, posix.set_blocking
 # Where all processes of a run of these tests meet, and the pid of the one that began it.
 _PLACE = "FORK_SERVERS"
 
@@ -110,23 +111,43 @@ def fork(address: str, fds: list[int], **request: Any) -> tuple[int, int]:
     return connection.detach(), pid
 
 
-def forking_spawn(address: Callable[[], str]) -> Callable[..., int]:
-    """A ``posix_spawn`` that has brokers forked, and starts everything else."""
-    start, executable = posix.posix_spawn, sys.executable
+class Forking:
+    """A ``posix_spawn`` that has brokers forked, and starts everything else, and a ``waitpid`` that knows of those.
 
-    def spawn(path: str, command: list[str], env: dict[str, str], **more: Any) -> int:
-        if path != executable or "pytest_anchor.broker" not in command[-2]:
-            return start(path, command, env, **more)
+    :param address: gives the address of the process that forks them.
+    """
+
+    def __init__(self, address: Callable[[], str]) -> None:
+        self._address = address
+        self._executable = sys.executable
+        self._ends: dict[int, int] = {}  # by pid, from which the exit code will come
+
+    def spawn(self, path: str, command: list[str], env: dict[str, str], **more: Any) -> int:
+        if path != self._executable or "pytest_anchor.broker" not in command[-2]:
+            return _spawn(path, command, env, **more)
         (_, stdin, _), (_, _, *log), _, (_, listener, _) = more["file_actions"]
         output = _open(*log)
         try:
-            end, pid = fork(address(), [stdin, output, output, listener], arguments=command, env=env)
+            end, pid = fork(self._address(), [stdin, output, output, listener], arguments=command, env=env)
         finally:
             _close(output)
-        _close(end)
+        _set_blocking(end, True)
+        self._ends[pid] = end
         return pid
 
-    return spawn
+    def waitpid(self, pid: int, options: int) -> tuple[int, int]:
+        """What was forked is not a child of this process: without this, it might still be there beside the broker."""
+        end = self._ends.pop(pid, None)
+        if end is None:
+            return _waitpid(pid, options)
+        _read(end, NUMBER.size)
+        _close(end)
+        return pid, 0
+
+    def install(self, system: Any, change: Callable[[Any, str, Any], object] = setattr) -> None:
+        """Have the launcher's *system* use it."""
+        change(system, "spawn", self.spawn)
+        change(system, "waitpid", self.waitpid)
 
 
 class ForkedProcess:

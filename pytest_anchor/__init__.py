@@ -59,29 +59,34 @@ class _Finder:
         return PathFinder.find_spec(name, path) if name.startswith("pytest_anchor.") else None
 
 
-def _put_first(*finders: type[_Finder]) -> None:
-    sys.meta_path[:] = [*finders, *(finder for finder in sys.meta_path if finder is not _Finder)]
+def _remove_finder() -> None:
+    sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not _Finder]
+
+
+def _put_finder_first() -> None:
+    _remove_finder()
+    sys.meta_path.insert(0, _Finder)
 
 
 def find_first() -> "Callable[[], None]":
     """Find the package's modules before pytest does, which has put itself first since this one was imported.
 
-    :returns: what is to be called when the run is over: the interpreter keeps a finder, and all that it leads to, until
-        its very end.
+    :returns: what to call when the run is over: until it exits, the interpreter keeps a finder that is not removed, and
+        everything that can be reached from it.
     """
 
     def is_over() -> None:
         _Finder.runs -= 1
         if not _Finder.runs:
-            _put_first()
+            _remove_finder()
 
     _Finder.runs += 1
-    _put_first(_Finder)
+    _put_finder_first()
     return is_over
 
 
 if "_pytest.assertion.rewrite" in sys.modules:
-    _put_first(_Finder)
+    _put_finder_first()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What is done after a fork. The interpreter keeps that to its very end, with all that its module leads to: nothing.
+"""The hook for forks, in a module that imports next to nothing: until it exits, the interpreter keeps both.
 
 PYTEST_DONT_REWRITE: every run with this plugin imports this, and it has no assertion.
 """
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Protocol
 
-    class Parent(Protocol):
-        """What has connections that are not a child's."""
+    class Connected(Protocol):
+        """Has connections, which a forked child must not use."""
 
         def forget_parents(self) -> None:
-            """Close them, in a child."""
+            """In a child: close the parent's connections."""
 
 
-def after_in_child(find: Callable[[], Parent | None]) -> Callable[[], None]:
-    """A hook for ``os.register_at_fork``.
+def after_in_child(find: Callable[[], Connected | None]) -> Callable[[], None]:
+    """Return a hook for ``os.register_at_fork``.
 
-    :param find: a weak reference: the hook cannot be taken back.
+    :param find: a weak reference to what has connections, since the hook cannot be unregistered.
     """
 
     def forget_parents() -> None:
-        if (parent := find()) is not None:
-            parent.forget_parents()
+        if (connected := find()) is not None:
+            connected.forget_parents()
 
     return forget_parents

@@ -7,6 +7,7 @@ import pytest
 from records import intend, lost, opened
 from sweeps import Observer, swept
 
+from pytest_anchor.cleanup import sweep as sweep_module
 from pytest_anchor.cleanup.ending import TOO_LATE, end_sessions, per_session_deadlines
 from pytest_anchor.cleanup.policy import SweepObserver, SweepPolicy
 from pytest_anchor.settings import SWEEP_AT_ONCE
@@ -38,6 +39,15 @@ def test_a_list_that_is_cut_short_does_not_undo_the_one_before(server, api, run,
     problem, _ = swept(api, run, timeout=seconds, pauses=(0.1,), grace=60.0)
     assert server.count("GET") > 1
     assert bool(problem) == told
+
+
+def test_a_list_of_long_ago_does_not_stand_in_for_one_that_is_cut_short(server, api, run, monkeypatch):
+    monkeypatch.setattr(sweep_module, "RECENT", 0.05)
+    intend(run, "inv-1")
+    server.fail("GET", lambda _handler, act: act())
+    server.fail_always("GET", fs.silent)
+    problem, _ = swept(api, run, timeout=1, pauses=(0.1,), grace=60.0)
+    assert problem
 
 
 def test_those_that_hang_leave_time_for_the_others(server, api, run):

@@ -181,8 +181,8 @@ def _recover(
 
 
 def _forget(run: Run) -> None:
+    remove_sockets(run.folder)  # first: once the record is gone, nothing tells of them
     run.remove()
-    remove_sockets(run.folder)
 
 
 def _left(state: State) -> list[Record]:

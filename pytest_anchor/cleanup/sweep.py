@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_POLICY = SweepPolicy()
 LIST_TIMEOUT = 10.0  # seconds for the API's list where nothing on record is open
+RECENT = 5.0  # seconds for which a list stands in for the next one, should there be no time for that
 _POLL_INTERVAL = 0.25  # seconds, in a pause, between questions whether there is to be another round
 
 
@@ -82,7 +83,7 @@ class _Sweep:
         self._deadline = deadline
         self._observer = observer
         self._has_tried = False  # to read the list
-        self._has_listed = False
+        self._listed = float("-inf")  # when it was read the last time, in `time.monotonic()` seconds
         self.listing: AnchorAPIError | None = None
 
     def run(self) -> AnchorAPIError | None:
@@ -134,9 +135,9 @@ class _Sweep:
         problem = reconcile_with_api(self._target, self._policy, deadline=until)
         self._has_tried = True
         if problem is None:
-            self._has_listed = True
-        elif self._has_listed and problem.message != TOO_LATE and is_cut_short(problem, began, until):
-            return  # the list before it, a moment ago, counts
+            self._listed = began
+        elif began - self._listed < RECENT and problem.message != TOO_LATE and is_cut_short(problem, began, until):
+            return
         self.listing = problem
 
     def _is_worth_a_round(self, records: list[Record], failures: dict[str, AnchorAPIError], pause: float) -> bool:

@@ -9,6 +9,7 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AnchorError, printable
+from ..reporting.progress import begin_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,9 +56,7 @@ class WaitStatusReporter:
         if sys.is_finalizing():
             return
         reporter: Any = self._config.pluginmanager.get_plugin("terminalreporter")
-        reporter.ensure_newline()
-        if reporter._tw.width_of_current_line:  # noqa: SLF001 - xdist's dots, which the line above does not know of
-            reporter.write_line("")
+        begin_line(reporter)
         reporter.write_line(f"anchor: {printable(text)}")
 
 

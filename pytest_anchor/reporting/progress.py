@@ -33,7 +33,8 @@ class Progress:
         if self._reporter is None or now < self._next:
             return
         try:
-            self._reporter.ensure_newline()
+            if not self._drawn:
+                begin_line(self._reporter)
             if self._reporter.isatty:
                 self._reporter.rewrite(_line(done, total, bar=True), erase=True)
                 self._drawn = True
@@ -49,6 +50,14 @@ class Progress:
         if self._drawn:
             self._reporter.rewrite("", erase=True)
             self._drawn = False
+
+
+def begin_line(reporter: Any) -> None:
+    """Have what is written next begin a line, also after dots that pytest forgets: with ``-q``, and pytest-xdist's."""
+    reporter.ensure_newline()
+    writer = getattr(reporter, "_tw", None)
+    if writer is not None and writer.width_of_current_line:
+        reporter.write_line("")
 
 
 class Console:

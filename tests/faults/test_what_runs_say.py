@@ -45,6 +45,14 @@ def test_a_suite_without_sessions_hears_nothing(suite: Suite, options: list[str]
     assert not suite.registry.exists()
 
 
+@pytest.mark.parametrize(("options", "workers"), [(["-q"], 0), ([], 1)])
+def test_how_far_a_sweep_is_begins_a_line_of_its_own(suite: Suite, options: list[str], workers: int):
+    suite.server.fail_always("DELETE", faults.status(500))
+    suite.write("def test_a(anchor_session): anchor_session()\n")
+    run = suite.run_here(*options, "--anchor-sweep-timeout=3", workers=workers)
+    assert "100%]\nanchor: ending sessions: 0 of 1\n" in run.out
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_tests_own_report_says_that_its_teardown_failed(suite: Suite, workers: int):
     suite.server.fail_always("DELETE", faults.status(403, "these words"))

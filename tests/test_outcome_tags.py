@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 
 import fault_server as faults
@@ -130,6 +131,14 @@ def test_an_api_that_fails_holds_up_nothing(
     server.fail_always("TAGS", None)
     assert len(list(outcome_tags.lines())) <= 1
     assert len(set(server.asked_for("TAGS"))) < 20  # most are not even tried
+
+
+def test_several_at_once_meet_one_refusal(tested, outcome_tags, server: FaultServer):
+    server.fail_always("TAGS", lambda _handler, _act: time.sleep(0.1) or faults.error(404))
+    outcome_tags.mark([tested(f"inv-{number}", "passed") for number in range(8)])
+    outcome_tags.finish()
+    assert len(list(outcome_tags.lines())) == 1
+    assert len(server.asked_for("TAGS")) == 1
 
 
 def test_what_has_not_come_by_the_end_is_a_line(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,8 @@ class OutcomeTags:
         self._lock = threading.Lock()
         self._tags: dict[str, list[str]] = {}  # of sessions that are not marked yet, by nonce
         self._pool = DaemonThreadPool(AT_ONCE, "outcome-tags")
+        self._first = threading.Lock()  # held by each call until one is accepted: of several, all would be refused
+        self._is_accepted = False
         self._failures = 0  # in a row
         self._problem = ""  # why no other is marked
 
@@ -65,8 +68,11 @@ class OutcomeTags:
             self._problem = self._problem or "the API did not answer in the time there was for it"
 
     def _mark(self, session_id: str, tags: list[str]) -> None:
-        if self._problem:
-            return
+        with nullcontext() if self._is_accepted else self._first:
+            if not self._problem:
+                self._send(session_id, tags)
+
+    def _send(self, session_id: str, tags: list[str]) -> None:
         try:
             self._api.set_tags(session_id, tags, deadline=time.monotonic() + CALL_TIMEOUT)
         except AnchorAPIError as error:
@@ -76,7 +82,7 @@ class OutcomeTags:
                     self._problem = self._problem or error.reason.replace(session_id, "***")
         else:
             with self._lock:
-                self._failures = 0
+                self._failures, self._is_accepted = 0, True
 
     def lines(self) -> Iterator[tuple[str, bool]]:
         """What the summary says of it, and whether that is a trouble."""
